@@ -1,0 +1,77 @@
+"""`SoftTargets`: a batch of teacher opinions as tensors. Holds and moves data; the maths is in the other modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargets:
+    """What a store knows about B rows of one view.
+
+    The head S is the top k together with the label; `tail` describes the K - |S| other classes.
+
+    Attributes:
+        index: (B, k) int64, classes, most probable first.
+        log_prob: (B, k) float32, log p at T=1 in nats, descending.
+        tail: (B, 3) or (B, 4) float32: log mass at T=1, mean and variance of log p over the tail, and optionally the
+            p-weighted mean of log p. An empty tail is (-inf, 0, 0).
+        label: (B,) int64, ground truth.
+        label_log_prob: (B,) float32, the teacher's log p of the label, in nats.
+        num_classes: K.
+    """
+
+    index: Tensor
+    log_prob: Tensor
+    tail: Tensor
+    label: Tensor
+    label_log_prob: Tensor
+    num_classes: int
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    @property
+    def topk(self) -> int:
+        """k, the number of classes kept per row."""
+        return self.index.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of every field."""
+        return self.index.device
+
+    @property
+    def label_in_topk(self) -> Tensor:
+        """(B,) bool: whether the label is among the top k."""
+        return (self.index == self.label[:, None]).any(dim=1)
+
+    @property
+    def tail_count(self) -> Tensor:
+        """(B,) int64: n = K - |S|, the classes outside top k and label."""
+        return self.num_classes - self.topk - (~self.label_in_topk).long()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SoftTargets:
+        """The same targets on another device."""
+        return SoftTargets(
+            index=self.index.to(device, non_blocking=non_blocking),
+            log_prob=self.log_prob.to(device, non_blocking=non_blocking),
+            tail=self.tail.to(device, non_blocking=non_blocking),
+            label=self.label.to(device, non_blocking=non_blocking),
+            label_log_prob=self.label_log_prob.to(device, non_blocking=non_blocking),
+            num_classes=self.num_classes,
+        )
+
+    def select(self, rows: Tensor) -> SoftTargets:
+        """The targets of some rows of this batch, by position (int64 or bool mask)."""
+        return SoftTargets(
+            index=self.index[rows],
+            log_prob=self.log_prob[rows],
+            tail=self.tail[rows],
+            label=self.label[rows],
+            label_log_prob=self.label_log_prob[rows],
+            num_classes=self.num_classes,
+        )
