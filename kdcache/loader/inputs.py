@@ -1,0 +1,247 @@
+"""Model inputs by row number: gathered from memory where the data set is an array, else decoded by worker processes.
+
+Workers ship uint8 pixels and row numbers only; normalisation runs per batch on the device, and soft targets never pass
+through a worker (shipping them caps a loader at 0.2 M rows/s). No targets and no order here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kdcache.datasets.identity import row_digests
+from kdcache.datasets.source import ArraySource, DataSource
+from kdcache.errors import ConfigError, IncompatibleError, KdcacheError
+from kdcache.models.preprocess import Preprocessing
+from kdcache.views.policy import ViewPolicy
+
+RESIDENT_BYTES = 4 << 30  # arrays up to this size are kept on an accelerator; CIFAR is 0.15 GB
+
+
+class InputReader:
+    """Reads batches of model inputs.
+
+    Args:
+        source: the data set.
+        preprocessing: what the model expects.
+        policy: replayable random augmentation, or None for the plain example.
+        workers: processes that decode examples; 0 decodes in this process. Arrays in memory need none.
+        device: where the inputs come out.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        preprocessing: Preprocessing,
+        policy: ViewPolicy | None = None,
+        *,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._source = source
+        self._preprocessing = preprocessing
+        self._policy = policy
+        self._device = torch.device(device)
+        self._array = _resident_array(source, preprocessing, self._device)
+        self._decoder = None if self._array is not None else _Decoder(source, preprocessing, policy)
+        self._requests = _Requests()
+        self._loader = self._build_loader(workers)
+        self._last: tuple[NDArray[np.int64], int, NDArray[np.uint8]] | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether batches are gathered from one array, without workers."""
+        return self._array is not None
+
+    def batches(
+        self,
+        batches: Iterable[NDArray[np.int64]],
+        *,
+        view: int = 0,
+        digests: NDArray[np.uint16] | None = None,
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Inputs of batches of row numbers, in the order given.
+
+        Args:
+            batches: arrays of row numbers, (B,) int64 each.
+            view: which view of the policy; without a policy every view is the plain example.
+            digests: (N,) expected digests of the raw examples; each row is compared as it passes.
+
+        Yields:
+            (inputs, rows): inputs (B, ...) float32 (int64 for tokens) on the device, rows as given.
+
+        Raises:
+            IncompatibleError: a row is not the example the digests were taken from.
+            ConfigError: examples of one batch have different sizes.
+        """
+        if self._array is not None:
+            yield from self._gathered(self._array, batches, view, digests)
+        else:
+            yield from self._decoded(batches, view, digests)
+
+    def view_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
+        """The store columns that record which random choices made a view of these rows; empty without a policy."""
+        if self._policy is None:
+            return {}
+        if self._last is not None and self._last[1] == view and np.array_equal(self._last[0], rows):
+            return {"view_params": self._last[2]}
+        sizes = np.stack([_size(self._source.example(int(row)).shape) for row in rows])
+        outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
+        return {"view_params": self._policy.pack(outcomes)}
+
+    def _gathered(
+        self,
+        array: Tensor,
+        batches: Iterable[NDArray[np.int64]],
+        view: int,
+        digests: NDArray[np.uint16] | None,
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        size = np.array(array.shape[-2:], dtype=np.int64)
+        for rows in batches:
+            if digests is not None:
+                _check_digests(self._source, rows, row_digests(self._source, rows), digests)
+            inputs = torch.index_select(array, 0, torch.from_numpy(rows).to(array.device, non_blocking=True))
+            if self._policy is not None:
+                sizes = np.broadcast_to(size, (len(rows), 2))
+                outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
+                self._last = (rows, view, self._policy.pack(outcomes))
+                inputs = self._policy.apply_batch(inputs, outcomes)
+            yield self._preprocessing.batch(inputs.to(self._device, non_blocking=True)), rows
+
+    def _decoded(
+        self, batches: Iterable[NDArray[np.int64]], view: int, digests: NDArray[np.uint16] | None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        asked = list(batches)
+        self._requests.items = [_Request(rows=rows, view=view, digests=digests is not None) for rows in asked]
+        for rows, answer in zip(asked, self._loader, strict=True):
+            if isinstance(answer, KdcacheError):
+                raise answer
+            inputs, found, params = answer
+            if digests is not None:
+                _check_digests(self._source, rows, found.numpy(), digests)
+            if params is not None:
+                self._last = (rows, view, params.numpy())
+            yield self._preprocessing.batch(inputs.to(self._device, non_blocking=True)), rows
+
+    def _build_loader(self, workers: int) -> Iterable[_Answer]:
+        if self._decoder is None:
+            return ()
+        return DataLoader(
+            self._decoder,
+            batch_size=None,  # a request is a whole batch already
+            sampler=self._requests,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_as_it_is,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator().manual_seed(0),  # else every epoch would draw from the global generator
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    rows: NDArray[np.int64]
+    view: int
+    digests: bool
+
+
+_Answer = tuple[Tensor, Tensor, Tensor | None] | KdcacheError
+
+
+class _Requests(Sampler[_Request]):
+    """The batches of the current epoch; replaced between epochs so that workers stay alive."""
+
+    def __init__(self) -> None:
+        self.items: list[_Request] = []
+
+    def __iter__(self) -> Iterator[_Request]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class _Decoder(Dataset[_Answer]):
+    """Runs in a worker: raw example -> view -> uint8 of the model's size, a whole batch at a time."""
+
+    def __init__(self, source: DataSource, preprocessing: Preprocessing, policy: ViewPolicy | None) -> None:
+        self._source = source
+        self._preprocessing = preprocessing
+        self._policy = policy
+
+    def __getitem__(self, request: _Request) -> _Answer:
+        try:
+            return self._answer(request)
+        except (
+            KdcacheError
+        ) as error:  # sent back as data: a worker's exception would lose its hint and gain a traceback
+            return error
+
+    def _answer(self, request: _Request) -> _Answer:
+        rows = request.rows
+        examples = [_as_tensor(self._source.example(int(row))) for row in rows]
+        params = None
+        if self._policy is not None:
+            sizes = np.array([example.shape[-2:] for example in examples], dtype=np.int64)
+            outcomes = self._policy.sample(rows, request.view, sizes=sizes, num_rows=len(self._source))
+            examples = [
+                self._policy.apply(example, outcomes[i], partner=self._partner(outcomes, i))
+                for i, example in enumerate(examples)
+            ]
+            params = torch.from_numpy(self._policy.pack(outcomes))
+        sized = [self._preprocessing.per_example(example) for example in examples]
+        digests = row_digests(self._source, rows) if request.digests else np.zeros(0, dtype=np.uint16)
+        return self._stacked(sized, rows), torch.from_numpy(digests), params
+
+    def _stacked(self, examples: list[Tensor], rows: NDArray[np.int64]) -> Tensor:
+        for row, example in zip(rows, examples, strict=True):
+            if example.shape != examples[0].shape:
+                raise ConfigError(
+                    f"{self._source.name!r}: row {row} has shape {tuple(example.shape)}, row {rows[0]} has "
+                    f"{tuple(examples[0].shape)}; a batch needs one size",
+                    hint="use a model or card whose preprocessing resizes and crops",
+                )
+        return torch.stack(examples)
+
+
+def _as_it_is(answer: _Answer) -> _Answer:
+    return answer
+
+
+def _as_tensor(example: NDArray[np.generic]) -> Tensor:
+    """uint8 (H, W, C) becomes (C, H, W); everything else keeps its shape."""
+    tensor = torch.from_numpy(np.ascontiguousarray(example))
+    return tensor.permute(2, 0, 1).contiguous() if tensor.dtype == torch.uint8 and tensor.ndim == 3 else tensor
+
+
+def _size(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.array(shape[:2], dtype=np.int64)
+
+
+def _resident_array(source: DataSource, preprocessing: Preprocessing, device: torch.device) -> Tensor | None:
+    """All examples as one tensor, images channels first, or None when examples must be decoded or resized one by one."""
+    if not isinstance(source, ArraySource) or preprocessing.spatial:
+        return None
+    array = torch.from_numpy(source.examples)
+    if array.dtype == torch.uint8 and array.ndim == 4:
+        array = array.permute(0, 3, 1, 2).contiguous()
+    return array.to(device) if array.nbytes <= RESIDENT_BYTES else array
+
+
+def _check_digests(
+    source: DataSource, rows: NDArray[np.int64], found: NDArray[np.uint16], expected: NDArray[np.uint16]
+) -> None:
+    wrong = np.flatnonzero(found != expected[rows])
+    if len(wrong):
+        row = int(rows[wrong[0]])
+        raise IncompatibleError(
+            f"{source.name!r} ({source.split}): row {row} is not the example the store was made from: digest "
+            f"{int(found[wrong[0]]):04x}, the store has {int(expected[row]):04x} ({len(wrong)} rows of this batch differ)",
+            hint="use the data set the store was made from, in its order, or dump a new store with kdcache dump-teacher",
+        )
