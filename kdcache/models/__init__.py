@@ -1,1 +1,1 @@
-
+"""Teachers and students: architectures, preprocessing, weights, last layers."""
