@@ -1,0 +1,149 @@
+"""From a batch of teacher logits to what a store keeps: top k, label, and a few numbers about the rest.
+
+Runs on the device of the logits, in float32 (float64 logits stay float64, for tests). It does not round to storage
+precision and does not write; `dump` and `store` do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcache.errors import ConfigError, IncompatibleError, NumericError
+from kdcache.targets.soft import SoftTargets
+
+# float16 ends at 65,504: a log-probability below this, or a variance above it, would become infinite at rest.
+LARGEST_STORED = 60_000.0
+ROWS_NAMED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch:
+    """A teacher's opinion of B rows, as a store keeps it.
+
+    Attributes:
+        index: (B, k) int64, classes, most probable first.
+        log_prob: (B, k) float32, log p at T=1 in nats, descending.
+        tail: (B, 3) or (B, 4) float32, see `SoftTargets.tail`.
+        label: (B,) int64, ground truth.
+        label_log_prob: (B,) float32, log p of the label in nats.
+        correct: (B,) bool, the most probable class is the label.
+        num_classes: K.
+    """
+
+    index: Tensor
+    log_prob: Tensor
+    tail: Tensor
+    label: Tensor
+    label_log_prob: Tensor
+    correct: Tensor
+    num_classes: int
+
+    def columns(self) -> dict[str, Tensor]:
+        """CPU tensors under the names of the store's arrays."""
+        columns = {
+            "topk_index": self.index,
+            "topk_log_prob": self.log_prob,
+            "tail": self.tail,
+            "label": self.label,
+            "label_log_prob": self.label_log_prob,
+        }
+        return {name: column.cpu() for name, column in columns.items()}
+
+    def targets(self) -> SoftTargets:
+        """The same opinion as the methods take it: a live teacher and a store meet here."""
+        return SoftTargets(
+            index=self.index,
+            log_prob=self.log_prob,
+            tail=self.tail,
+            label=self.label,
+            label_log_prob=self.label_log_prob,
+            num_classes=self.num_classes,
+        )
+
+
+@torch.no_grad()
+def encode_topk(
+    logits: Tensor, labels: Tensor, *, topk: int, tail_numbers: int = 3, first_row: int = 0
+) -> EncodedBatch:
+    """Keep the k most probable classes, the label, and statistics of the classes outside both.
+
+    Args:
+        logits: (B, K) of any floating dtype, finite.
+        labels: (B,) integers in [0, K).
+        topk: k, from 1 to K.
+        tail_numbers: 3 for log mass, mean and variance of log p; 4 adds the p-weighted mean of log p.
+        first_row: number of the batch's first row, for messages only.
+
+    Raises:
+        ConfigError: k or the number of tail numbers is out of range.
+        IncompatibleError: a label is outside [0, K).
+        NumericError: a logit is NaN or infinite; the message names the rows.
+    """
+    classes = logits.shape[1]
+    if not 1 <= topk <= classes:
+        raise ConfigError(f"top-k: expected 1 to {classes} (the teacher's classes), found {topk}")
+    if tail_numbers not in (3, 4):
+        raise ConfigError(f"tail numbers: expected 3 or 4, found {tail_numbers}")
+    label = labels.to(device=logits.device, dtype=torch.int64)
+    _check_rows(logits, label, first_row)
+    log_prob = torch.log_softmax(_at_least_float32(logits), dim=1).clamp_(min=-LARGEST_STORED)
+    head, index = log_prob.topk(topk, dim=1, sorted=True)
+    label_log_prob = log_prob.gather(1, label[:, None])[:, 0]
+    in_head = torch.zeros_like(log_prob, dtype=torch.bool)
+    in_head.scatter_(1, index, True).scatter_(1, label[:, None], True)
+    return EncodedBatch(
+        index=index,
+        log_prob=head,
+        tail=_tail_statistics(log_prob, in_head, tail_numbers),
+        label=label,
+        label_log_prob=label_log_prob,
+        correct=index[:, 0] == label,
+        num_classes=classes,
+    )
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _check_rows(logits: Tensor, label: Tensor, first_row: int) -> None:
+    broken = ~torch.isfinite(logits).all(dim=1)
+    outside = (label < 0) | (label >= logits.shape[1])
+    if bool(broken.any()):
+        raise NumericError(
+            f"the teacher's logits: expected finite numbers, found NaN or infinity in {_name_rows(broken, first_row)}",
+            hint="check the weights and the input's scale, or run without reduced precision",
+        )
+    if bool(outside.any()):
+        raise IncompatibleError(
+            f"labels: expected 0 to {logits.shape[1] - 1} (the teacher's classes), found "
+            f"{int(label[outside][0])} in {_name_rows(outside, first_row)}",
+            hint="give a teacher that was trained for this data set's classes",
+        )
+
+
+def _name_rows(mask: Tensor, first_row: int) -> str:
+    rows = [first_row + int(position) for position in mask.nonzero()[:, 0].tolist()]
+    named = ", ".join(str(row) for row in rows[:ROWS_NAMED])
+    return f"{len(rows)} row(s): {named}" + (", ..." if len(rows) > ROWS_NAMED else "")
+
+
+def _tail_statistics(log_prob: Tensor, in_head: Tensor, tail_numbers: int) -> Tensor:
+    """(B, 3|4): log mass, mean, variance and optionally p-weighted mean of log p outside the head; empty: -inf, 0.."""
+    count = log_prob.shape[1] - in_head.sum(dim=1)
+    divisor = count.clamp(min=1)
+    values = log_prob.masked_fill(in_head, 0.0)
+    mean = values.sum(dim=1) / divisor
+    # two passes: the one-pass form loses the variance of a tail around log p = -20 to cancellation in float32
+    variance = (values - mean[:, None]).masked_fill_(in_head, 0.0).square_().sum(dim=1) / divisor
+    log_mass = log_prob.masked_fill(in_head, -torch.inf).logsumexp(dim=1)
+    numbers = [log_mass, mean, variance.clamp(max=LARGEST_STORED)]
+    if tail_numbers == 4:
+        weight = (log_prob - torch.where(count > 0, log_mass, 0.0)[:, None]).exp_().masked_fill_(in_head, 0.0)
+        # over its own sum, not 1: at log p = -60,000 float32 rounds the weights themselves
+        total = weight.sum(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+        numbers.append((weight * values).sum(dim=1) / total)
+    return torch.stack(numbers, dim=1)

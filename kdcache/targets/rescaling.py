@@ -1,0 +1,82 @@
+"""What a batch says about a distillation run: gradient rescaling per row, and agreement with the teacher. No loss.
+
+Source: Tang et al. 2020, arXiv:2002.03532 (the instance-specific factor); the exact form is algebra, docs/methods.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdcache.targets.soft import SoftTargets
+from kdcache.targets.split import log_label_probs, student_label_log_probs
+
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@torch.no_grad()
+def gradient_rescaling(student_logits: Tensor, targets: SoftTargets, *, temperature: float, alpha: float) -> Tensor:
+    """omega_y = (1-alpha) + alpha T (p_y^T - q_y^T) / (1 - q_y): by how much kd scales cross-entropy's gradient on the
+    label's logit. The wrong-class gradients sum to the same ratio, and kd-pt has the same factor.
+
+    Args:
+        student_logits: (B, K).
+        targets: B rows.
+        temperature: T.
+        alpha: weight of the soft part.
+
+    Returns:
+        (B,) float, no unit.
+    """
+    logits = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
+    log_p, log_other_p = log_label_probs(targets, temperature)
+    log_q, log_other_q = student_label_log_probs(logits, targets.label, temperature)
+    _, log_wrong = student_label_log_probs(logits, targets.label, 1.0)
+    # where both are sure of the label, p - q loses its digits; the other classes' masses keep them
+    sure = (log_p > -0.5) & (log_q > -0.5)
+    difference = torch.where(sure, log_other_q.exp() - log_other_p.exp(), log_p.exp() - log_q.exp())
+    wrong = log_wrong.exp().clamp(min=torch.finfo(logits.dtype).tiny)
+    return (1 - alpha) + alpha * temperature * difference / wrong
+
+
+@torch.no_grad()
+def diagnostics(
+    student_logits: Tensor, targets: SoftTargets, *, temperature: float, alpha: float, mask: Tensor | None = None
+) -> dict[str, float]:
+    """Numbers to log: gradient rescaling over the rows and agreement with the teacher.
+
+    Args:
+        student_logits: (B, K).
+        targets: B rows.
+        temperature, alpha: those of the run.
+        mask: (B,) bool, rows that count; by default all.
+
+    Returns:
+        `omega_mean`, `omega_p5` .. `omega_p95`, `omega_confidence_correlation` (Pearson, with p_y^T; 0 where either is
+        constant), `teacher_agreement` (same most probable class, 0 to 1), `teacher_confidence` (mean p_y^T), `rows`.
+        Keys are the same for every batch. Copies a few numbers to the host: call it once per epoch or every many steps.
+    """
+    omega = gradient_rescaling(student_logits, targets, temperature=temperature, alpha=alpha).double()
+    confidence = log_label_probs(targets, temperature)[0].double().exp()
+    same = (student_logits.argmax(dim=1) == targets.index[:, 0]).double()
+    if mask is not None:
+        omega, confidence, same = omega[mask], confidence[mask], same[mask]
+    if len(omega) == 0:
+        omega, confidence, same = (torch.full((1,), torch.nan, dtype=torch.float64) for _ in range(3))
+        rows = 0
+    else:
+        rows = len(omega)
+    levels = torch.tensor(PERCENTILES, dtype=omega.dtype, device=omega.device) / 100
+    quantiles = torch.quantile(omega[: 2**23], levels)  # torch.quantile takes at most 16 M values
+    numbers = torch.cat(
+        [torch.stack([omega.mean(), _correlation(omega, confidence), same.mean(), confidence.mean()]), quantiles]
+    ).tolist()
+    names = ["omega_mean", "omega_confidence_correlation", "teacher_agreement", "teacher_confidence"]
+    names += [f"omega_p{percentile}" for percentile in PERCENTILES]
+    return {**dict(zip(names, numbers, strict=True)), "rows": float(rows)}
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    first, second = first - first.mean(), second - second.mean()
+    scale = first.norm() * second.norm()
+    return torch.where(scale > 0, (first * second).sum() / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)

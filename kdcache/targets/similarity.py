@@ -1,0 +1,170 @@
+"""Which classes the teacher finds alike: rows of R, from its last layer's weights or from its mean opinion.
+
+R[y, :] is a distribution over the classes for a label y. It is found once per store (`prepare`), in float32; the
+weights are kept instead of R where K is large. Source of the weight form: Tang et al. 2020, arXiv:2002.03532,
+"KD-sim", recalled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.targets.method import StoreColumns
+from kdcache.targets.soft import SoftTargets
+from kdcache.targets.split import log_label_probs, split_teacher
+
+LARGEST_MATRIX = 4096  # 64 MB of float32; above it rows come from the weights, batch by batch
+ROWS_TO_SOLVE = 1024
+SMALLEST = 1e-12  # keeps log R finite; far below what moves a gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixSimilarity:
+    """R held as (K, K) float32."""
+
+    matrix: Tensor
+
+    def rows(self, label: Tensor) -> Tensor:
+        """(B, K) rows R[y]."""
+        return self.matrix.to(label.device)[label]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSimilarity:
+    """R computed per batch from unit rows (K, D): softmax(sgn(s) |s|^power / beta) of their cosines s."""
+
+    unit: Tensor
+    power: float
+    beta: float
+
+    def rows(self, label: Tensor) -> Tensor:
+        """(B, K) rows R[y]."""
+        unit = self.unit.to(label.device)
+        return similarity_rows(unit[label], unit, power=self.power, beta=self.beta)
+
+
+def similarity_rows(some: Tensor, unit: Tensor, *, power: float, beta: float) -> Tensor:
+    """softmax(sgn(s) |s|^power / beta) with s the cosines between (M, D) and (K, D) unit rows; (M, K)."""
+    return _floored(torch.softmax(_sharpened(some @ unit.T, power) / beta, dim=1))
+
+
+def _sharpened(cosine: Tensor, power: float) -> Tensor:
+    return cosine.sign() * cosine.abs() ** power
+
+
+def _floored(rows: Tensor) -> Tensor:
+    rows = rows.clamp(min=SMALLEST)
+    return rows / rows.sum(dim=1, keepdim=True)
+
+
+def solve_beta(unit: Tensor, *, power: float, confidence: float) -> float:
+    """The beta at which the mean of R[y, y] is `confidence`; within 1e-4 wherever that can be reached.
+
+    The mean falls from 1 (beta to 0) to 1/K (beta to infinity), monotonically, so bisection on log beta finds it. For
+    K above 1,024 it uses that many evenly spaced classes.
+
+    Raises:
+        ConfigError: no beta gives that confidence (below 1/K, or classes with equal weights).
+    """
+    classes = len(unit)
+    chosen = torch.linspace(0, classes - 1, min(classes, ROWS_TO_SOLVE), device=unit.device).round().long()
+    scores = _sharpened(unit[chosen] @ unit.T, power)
+    own = torch.arange(len(chosen), device=unit.device)
+
+    def mean_confidence(beta: float) -> float:
+        return float(torch.softmax(scores / beta, dim=1)[own, chosen].mean())
+
+    low, high = math.log(1e-4), math.log(1e4)
+    if not mean_confidence(math.exp(high)) < confidence < mean_confidence(math.exp(low)):
+        raise ConfigError(
+            f"similarity: no beta gives a mean R[y,y] of {confidence:g} for these {classes} classes",
+            hint="set beta yourself, or a confidence between 1/K and 1",
+        )
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_confidence(math.exp(middle)) > confidence else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def from_weights(
+    weight: Tensor, *, power: float, beta: float | None, confidence: float
+) -> tuple[MatrixSimilarity | WeightSimilarity, float]:
+    """R from the teacher's last layer (K, D), and the beta used.
+
+    Args:
+        weight: one row per class.
+        power: the exponent a of sgn(s) |s|^a; above 1 it sharpens.
+        beta: temperature of the softmax over similarities; None solves for `confidence`.
+        confidence: wanted mean of R[y, y]: a similarity that also changes the confidence would be judged for that.
+    """
+    unit = functional.normalize(weight.detach().float(), dim=1)
+    used = solve_beta(unit, power=power, confidence=confidence) if beta is None else beta
+    if len(unit) > LARGEST_MATRIX:
+        return WeightSimilarity(unit=unit, power=power, beta=used), used
+    return MatrixSimilarity(matrix=similarity_rows(unit, unit, power=power, beta=used)), used
+
+
+def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
+    """R[y, :] = mean of p^T over the rows of class y, the tail's mass spread evenly; a class without rows is uniform.
+
+    Raises:
+        IncompatibleError: K is too large for a (K, K) matrix.
+    """
+    classes = store.num_classes
+    if classes > LARGEST_MATRIX:
+        raise IncompatibleError(
+            f"similarity=mean keeps K x K numbers: expected at most {LARGEST_MATRIX} classes, found {classes}",
+            hint="use similarity=weights",
+        )
+    total: Tensor | None = None
+    for targets in store.batches():
+        if total is None:
+            total = torch.zeros(classes, classes, dtype=torch.float64, device=targets.device)
+        _add_means(total, targets, temperature)
+    if total is None:
+        raise IncompatibleError("similarity=mean: the store has no rows")
+    seen = total.sum(dim=1, keepdim=True)  # every row adds 1
+    means = torch.where(seen > 0, total / seen.clamp(min=1), 1.0 / classes)
+    return MatrixSimilarity(matrix=_floored(means.float()))
+
+
+def _add_means(total: Tensor, targets: SoftTargets, temperature: float) -> None:
+    """Add each row's p^T to the row of its label without building (B, K): head by index, tail as one level per row."""
+    teacher = split_teacher(targets, temperature)
+    level = (teacher.tail_prob / teacher.count.clamp(min=1)).double()
+    levels = torch.zeros(len(total), dtype=total.dtype, device=total.device).index_add_(0, targets.label, level)
+    total += levels[:, None]
+    flat = targets.label[:, None] * total.shape[1] + teacher.index
+    values = (teacher.prob.double() - level[:, None]) * teacher.named
+    total.view(-1).index_add_(0, flat.flatten(), values.flatten())
+
+
+def mean_confidence(store: StoreColumns, temperature: float) -> float:
+    """Mean of the teacher's p_y^T over the store's rows."""
+    total, rows = 0.0, 0
+    for targets in store.batches():
+        total += float(log_label_probs(targets, temperature)[0].double().exp().sum())
+        rows += len(targets)
+    if rows == 0:
+        raise IncompatibleError("the store has no rows to take the teacher's confidence from")
+    return total / rows
+
+
+def required_weight(store: StoreColumns, method: str) -> Tensor:
+    """The store's class weights.
+
+    Raises:
+        IncompatibleError: the store keeps none.
+    """
+    if store.class_weight is None:
+        raise IncompatibleError(
+            f"method {method} needs class_weight (the teacher's last layer), which this store does not keep",
+            hint="--set similarity=mean uses class means instead; or run dump-teacher with --head NAME",
+        )
+    return store.class_weight

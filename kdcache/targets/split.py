@@ -1,0 +1,165 @@
+"""Head and tail of teacher and student at one temperature: the shared first half of every sparse loss.
+
+The head is S = top k and label (or the top k alone); everything outside it is one number per row. Nothing here builds a
+(B, K) tensor for the teacher. The divergences are in `divergence.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcache.targets.soft import SoftTargets
+from kdcache.targets.tail import log_power_sum, tail_of, tail_with_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSplit:
+    """The teacher at T over h named classes and the rest.
+
+    Attributes:
+        index: (B, h) int64 classes.
+        named: (B, h) bool; False marks a column that repeats the label and counts for nothing.
+        log_prob: (B, h) log p^T in nats; 0 where not named.
+        log_tail: (B,) log pi^T; 0 where the tail is empty.
+        count: (B,) float, classes in the tail.
+        log_partition: (B,) log of the sum of p^(1/T) over all classes.
+    """
+
+    index: Tensor
+    named: Tensor
+    log_prob: Tensor
+    log_tail: Tensor
+    count: Tensor
+    log_partition: Tensor
+
+    @property
+    def has_tail(self) -> Tensor:
+        """(B,) bool: some class is not named."""
+        return self.count > 0
+
+    @property
+    def prob(self) -> Tensor:
+        """(B, h): p^T, 0 where not named."""
+        return self.log_prob.exp() * self.named
+
+    @property
+    def tail_prob(self) -> Tensor:
+        """(B,): pi^T, 0 where the tail is empty."""
+        return self.log_tail.exp() * self.has_tail
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSplit:
+    """The student at T over the teacher's split.
+
+    Attributes:
+        scaled: (B, K) logits / T.
+        named_scaled: (B, h) the same at the teacher's named classes.
+        log_partition: (B,) logsumexp of the scaled logits.
+        log_prob: (B, h) log q^T at the named classes.
+        log_tail: (B,) log rho^T, or None when it was not asked for; finite also where the tail is empty.
+    """
+
+    scaled: Tensor
+    named_scaled: Tensor
+    log_partition: Tensor
+    log_prob: Tensor
+    log_tail: Tensor | None
+
+
+def split_teacher(targets: SoftTargets, temperature: float | Tensor, *, label_named: bool = True) -> TeacherSplit:
+    """The teacher's named classes and tail mass at T, normalised over all K classes.
+
+    Args:
+        targets: B rows.
+        temperature: T > 0, a float or a tensor that broadcasts to (B,).
+        label_named: S = top k and label (k + 1 columns below k = K); else S = top k and the label joins the tail.
+    """
+    complete = targets.topk == targets.num_classes
+    tail = tail_of(targets) if label_named or complete else tail_with_label(targets)
+    index, log_prob = targets.index, targets.log_prob
+    named = torch.ones_like(index, dtype=torch.bool)
+    if label_named and not complete:
+        index = torch.cat([index, targets.label[:, None]], dim=1)
+        log_prob = torch.cat([log_prob, targets.label_log_prob[:, None]], dim=1)
+        named = torch.cat([named, ~targets.label_in_topk[:, None]], dim=1)
+    b = 1.0 / temperature
+    column = b[:, None] if isinstance(b, Tensor) and b.ndim == 1 else b
+    powered = log_prob * column
+    partition = powered.masked_fill(~named, -torch.inf).logsumexp(dim=1)
+    tail_sum = None
+    if not complete:
+        tail_sum = log_power_sum(tail, temperature)
+        partition = torch.logaddexp(partition, tail_sum)
+    log_tail = torch.zeros_like(partition) if tail_sum is None else tail_sum - partition
+    return TeacherSplit(
+        index=index,
+        named=named,
+        log_prob=(powered - partition[:, None]).masked_fill(~named, 0.0),
+        log_tail=torch.where(tail.count > 0, log_tail, 0.0),
+        count=tail.count,
+        log_partition=partition,
+    )
+
+
+def split_student(logits: Tensor, teacher: TeacherSplit, temperature: float | Tensor, *, tail: bool) -> StudentSplit:
+    """The student's log-probabilities on the teacher's split.
+
+    The tail mass is logsumexp over the complement of the head, never log(1 - sum), which loses every digit once the
+    head holds all but 1e-7 of the mass.
+
+    Args:
+        logits: (B, K) float32 or float64.
+        teacher: the split to follow.
+        temperature: T > 0.
+        tail: also compute log rho.
+    """
+    column = temperature[:, None] if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
+    scaled = logits if isinstance(temperature, float | int) and temperature == 1 else logits / column
+    named_scaled = scaled.gather(1, teacher.index)
+    if not tail:
+        partition = scaled.logsumexp(dim=1)
+        return StudentSplit(
+            scaled=scaled,
+            named_scaled=named_scaled,
+            log_partition=partition,
+            log_prob=named_scaled - partition[:, None],
+            log_tail=None,
+        )
+    # the smallest finite number, not -inf: an empty tail would give exp(-inf + inf) = NaN in the backward pass
+    lowest = torch.finfo(scaled.dtype).min
+    tail_sum = scaled.scatter(1, teacher.index, lowest).logsumexp(dim=1)
+    tail_sum = torch.where(teacher.has_tail, tail_sum, lowest)
+    head_sum = named_scaled.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
+    partition = torch.logaddexp(head_sum, tail_sum)
+    return StudentSplit(
+        scaled=scaled,
+        named_scaled=named_scaled,
+        log_partition=partition,
+        log_prob=named_scaled - partition[:, None],
+        log_tail=torch.where(teacher.has_tail, tail_sum - partition, 0.0),
+    )
+
+
+def log_label_probs(targets: SoftTargets, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Log p_y^T and log(1 - p_y^T), each (B,) nats; the second is summed over the other classes, not subtracted."""
+    teacher = split_teacher(targets, temperature)
+    is_label = (teacher.index == targets.label[:, None]) & teacher.named
+    log_label = teacher.log_prob.masked_fill(~is_label, 0.0).sum(dim=1)
+    others = teacher.log_prob.masked_fill(is_label | ~teacher.named, -torch.inf)
+    tail = teacher.log_tail.masked_fill(~teacher.has_tail, -torch.inf)
+    return log_label, torch.cat([others, tail[:, None]], dim=1).logsumexp(dim=1)
+
+
+def student_label_log_probs(logits: Tensor, label: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Log q_y^T and log(1 - q_y^T) of the student, each (B,) nats, differentiable, without log(1 - q)."""
+    column = temperature[:, None] if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
+    scaled = logits / column
+    at_label = scaled.gather(1, label[:, None])[:, 0]
+    lowest = torch.finfo(scaled.dtype).min
+    others = scaled.scatter(1, label[:, None], lowest).logsumexp(dim=1)
+    partition = torch.logaddexp(at_label, others)
+    return at_label - partition, others - partition

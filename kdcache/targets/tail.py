@@ -1,0 +1,175 @@
+"""The classes a store does not name: their mass at any temperature, and moving named classes among them.
+
+With A(b) = log sum_tail exp(b log p) and b = 1/T, a row knows A(0) = log n, A'(0) = mean, A''(0) = variance and
+A(1) = log mass (and A'(1) where a fourth number is kept). The polynomial through them gives A(b); convexity of A bounds
+it. No student and no loss here. Algebra and measured errors: docs/methods.md#tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kdcache.errors import ConfigError
+from kdcache.targets.soft import SoftTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """Statistics of log p (T=1, nats) over the n classes of each row that are not named; every field is (B,) float.
+
+    Attributes:
+        count: n.
+        log_mass: log of their summed probability; -inf when n = 0.
+        mean: mean of log p; 0 when n = 0.
+        variance: variance of log p (divided by n); 0 when n = 0.
+        weighted_mean: p-weighted mean of log p, or None where the store keeps three numbers.
+        ceiling: an upper bound of log p in the tail: the k-th top-k log p.
+    """
+
+    count: Tensor
+    log_mass: Tensor
+    mean: Tensor
+    variance: Tensor
+    weighted_mean: Tensor | None
+    ceiling: Tensor
+
+    def numbers(self) -> Tensor:
+        """(B, 3) or (B, 4): the layout of `SoftTargets.tail`."""
+        columns = [self.log_mass, self.mean, self.variance]
+        return torch.stack(columns if self.weighted_mean is None else [*columns, self.weighted_mean], dim=1)
+
+
+def tail_of(targets: SoftTargets) -> Tail:
+    """The tail as stored: the classes outside top k and label."""
+    tail = targets.tail
+    return Tail(
+        count=targets.tail_count.to(tail.dtype),
+        log_mass=tail[:, 0],
+        mean=tail[:, 1],
+        variance=tail[:, 2],
+        weighted_mean=tail[:, 3] if tail.shape[1] == 4 else None,
+        ceiling=targets.log_prob[:, -1],
+    )
+
+
+def tail_with_label(targets: SoftTargets) -> Tail:
+    """The tail of the head S = top k alone: the label joins it where it is outside the top k (exact)."""
+    outside = ~targets.label_in_topk
+    return add_to_tail(tail_of(targets), targets.label_log_prob[:, None], outside[:, None])
+
+
+def label_to_tail(targets: SoftTargets) -> Tensor:
+    """`tail_with_label` as (B, 3) or (B, 4) numbers over the K - k classes outside the top k."""
+    return tail_with_label(targets).numbers()
+
+
+def add_to_tail(tail: Tail, log_prob: Tensor, chosen: Tensor, *, ceiling: Tensor | None = None) -> Tail:
+    """The tail after some named classes lose their name; exact, and well conditioned on rounded numbers.
+
+    Args:
+        tail: the tail before.
+        log_prob: (B, m) log p at T=1 of the classes, in nats.
+        chosen: (B, m) bool, which of them join.
+        ceiling: (B,) new upper bound of log p; by default the old one.
+    """
+    joining = chosen.to(tail.count.dtype).sum(dim=1)
+    count = tail.count + joining
+    divisor = count.clamp(min=1)
+    values = log_prob.masked_fill(~chosen, 0.0)
+    mean = (tail.count * tail.mean + values.sum(dim=1)) / divisor
+    # around the new mean (not sum of squares minus square): the moments stay positive in float32
+    spread = (values - mean[:, None]).masked_fill(~chosen, 0.0).square().sum(dim=1)
+    variance = (tail.count * (tail.variance + (tail.mean - mean).square()) + spread) / divisor
+    joined = log_prob.masked_fill(~chosen, -torch.inf)
+    log_mass = torch.cat([tail.log_mass[:, None], joined], dim=1).logsumexp(dim=1)
+    empty = count == 0
+    weighted = tail.weighted_mean
+    if weighted is not None:
+        reference = log_mass.masked_fill(empty, 0.0)
+        weight = (joined - reference[:, None]).exp()
+        weighted = (tail.log_mass - reference).exp() * weighted + (weight * values).sum(dim=1)
+    return Tail(
+        count=count,
+        log_mass=log_mass,
+        mean=mean.masked_fill(empty, 0.0),
+        variance=variance.masked_fill(empty, 0.0),
+        weighted_mean=weighted,
+        ceiling=tail.ceiling if ceiling is None else ceiling,
+    )
+
+
+def narrow(targets: SoftTargets, topk: int) -> SoftTargets:
+    """The targets a store of k' < k would have held, up to rounding: the other top classes join the tail.
+
+    The label keeps its name wherever it stands.
+
+    Raises:
+        ConfigError: k' is not between 1 and the stored k.
+    """
+    if not 1 <= topk <= targets.topk:
+        raise ConfigError(
+            f"top-k: expected 1 to {targets.topk} (what the store keeps), found {topk}",
+            hint=f"run dump-teacher with --topk {topk} to keep more classes" if topk > targets.topk else "",
+        )
+    if topk == targets.topk:
+        return targets
+    dropped = targets.log_prob[:, topk:]
+    is_label = targets.index[:, topk:] == targets.label[:, None]
+    tail = add_to_tail(tail_of(targets), dropped, ~is_label, ceiling=targets.log_prob[:, topk - 1])
+    return replace(targets, index=targets.index[:, :topk], log_prob=targets.log_prob[:, :topk], tail=tail.numbers())
+
+
+def log_power_sum(tail: Tail, temperature: float | Tensor) -> Tensor:
+    """A(1/T) = log sum over the tail of p^(1/T), not normalised; (B,) nats, -inf for an empty tail.
+
+    Exact at T=1, exact in the limit of large T, a polynomial between them; below T=1 only the bounds are sure.
+    Differentiable in `temperature` (a float, or a tensor that broadcasts to (B,)).
+    """
+    b = 1.0 / temperature
+    empty = tail.count == 0
+    log_n = tail.count.clamp(min=1).log()
+    log_mass = tail.log_mass.masked_fill(empty, 0.0)
+    rest = log_mass - log_n - tail.mean - tail.variance / 2
+    quartic = torch.zeros_like(rest)
+    if tail.weighted_mean is not None:
+        quartic = tail.weighted_mean - tail.mean - tail.variance - 3 * rest
+    value = log_n + b * (tail.mean + b * (tail.variance / 2 + b * (rest - quartic + b * quartic)))
+    lower, upper = _convexity_bounds(tail, log_n, log_mass, b)
+    return torch.minimum(torch.maximum(value, lower), upper).masked_fill(empty, -torch.inf)
+
+
+def _convexity_bounds(tail: Tail, log_n: Tensor, log_mass: Tensor, b: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of A(b): A is convex with known values at 0 and 1 and known slopes; slopes never exceed the ceiling.
+
+    The chord from A(0) to A(1) is tighter than log n + b * ceiling and makes T=1 exact whatever was rounded.
+    """
+    chord = log_n + b * (log_mass - log_n)
+    tangent = log_n + b * tail.mean
+    beyond = log_mass + (b - 1) * tail.ceiling
+    known = log_mass + (b - 1) * tail.weighted_mean if tail.weighted_mean is not None else None
+    if isinstance(b, Tensor):
+        lower, upper = torch.where(b <= 1, tangent, chord), torch.where(b <= 1, chord, beyond)
+    else:
+        lower, upper = (tangent, chord) if b <= 1 else (chord, beyond)
+    return lower if known is None else torch.maximum(lower, known), upper
+
+
+def log_partition(targets: SoftTargets, temperature: float | Tensor) -> Tensor:
+    """Log sum over all K classes of p^(1/T); (B,) nats. At T=1 it is 0 up to what storage rounded."""
+    b = 1.0 / temperature
+    if isinstance(b, Tensor) and b.ndim == 1:
+        b = b[:, None]
+    named = torch.cat([targets.log_prob, targets.label_log_prob[:, None]], dim=1) * b
+    twice = torch.zeros_like(named, dtype=torch.bool)
+    twice[:, -1] = targets.label_in_topk
+    # masked after the product: the gradient of b * -inf is NaN
+    head = named.masked_fill(twice, -torch.inf).logsumexp(dim=1)
+    return torch.logaddexp(head, log_power_sum(tail_of(targets), temperature))
+
+
+def log_tail_mass(targets: SoftTargets, temperature: float | Tensor) -> Tensor:
+    """Log pi^T: the teacher's probability at T of the classes outside top k and label; (B,) nats, -inf if none."""
+    return log_power_sum(tail_of(targets), temperature) - log_partition(targets, temperature)
