@@ -1,0 +1,162 @@
+"""Asking a loaded teacher about rows: a probe before anything is written, then block after block into the store.
+
+Every batch is encoded on the teacher's device in float32; only k numbers a row leave it. Blocks start new batches, so
+a resumed dump sees the same batches as a straight one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcache.block_pipe import BlockPipe
+from kdcache.datasets.identity import row_digests
+from kdcache.datasets.source import DataSource
+from kdcache.errors import IncompatibleError, WeakTeacherError
+from kdcache.loader import InputReader
+from kdcache.progress import Progress
+from kdcache.specs import CodecSpec, DatasetSpec
+from kdcache.store.blocks import BlockId
+from kdcache.store.writer import StoreWriter
+from kdcache.targets.encode import EncodedBatch, encode_topk
+from kdcache.teachers import LoadedTeacher
+from kdcache.views.policy import ViewPolicy
+
+PROBE_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherQuality:
+    """How well the teacher's opinion agrees with the labels.
+
+    Attributes:
+        rows: how many rows were compared.
+        top1: share of rows whose most probable class is the label.
+        nll: mean negative log-probability of the label, in nats.
+    """
+
+    rows: int
+    top1: float
+    nll: float
+
+    def check(self, data: DatasetSpec, *, allow_weak: bool) -> None:
+        """Refuse a teacher that is no better than guessing.
+
+        The bound is three standard deviations of the number right by chance, so that a class order permuted or a
+        wrong normalisation is caught and a small data set is not refused by bad luck.
+
+        Raises:
+            WeakTeacherError: top-1 is near chance and `allow_weak` is not set.
+        """
+        chance = 1.0 / data.num_classes
+        bound = chance + 3.0 * math.sqrt(chance * (1.0 - chance) / self.rows)
+        if self.top1 > bound or allow_weak:
+            return
+        raise WeakTeacherError(
+            f"teacher is near chance on {data.name!r} ({data.split}): top-1 {self.top1:.2%} on {self.rows} rows, NLL "
+            f"{self.nll:.2f} nats; expected more than {bound:.2%} (chance is {chance:.2%}, log K is "
+            f"{math.log(data.num_classes):.2f})",
+            hint="check weights, class order and preprocessing; --allow-weak-teacher keeps it all the same",
+        )
+
+
+class TeacherRun:
+    """A teacher, a data set and the settings that turn rows into encoded opinions.
+
+    Args:
+        source: rows in store order.
+        teacher: module in eval mode on its device, with its preprocessing.
+        codec: how much of each opinion is kept.
+        policy: replayable views, or None for the plain example.
+        workers: decoding processes.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        teacher: LoadedTeacher,
+        codec: CodecSpec,
+        policy: ViewPolicy | None,
+        *,
+        workers: int = 0,
+    ) -> None:
+        self._source = source
+        self._teacher = teacher
+        self._codec = codec
+        self._reader = InputReader(source, teacher.preprocessing, policy, workers=workers)
+
+    def probe(self, *, batch_size: int, rows: int = PROBE_ROWS) -> TeacherQuality:
+        """Quality on rows spread evenly over the data set (sorted data sets would fool a look at the first block)."""
+        count = min(rows, len(self._source))
+        chosen = np.unique(np.linspace(0, len(self._source) - 1, count).astype(np.int64))
+        batches = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+        right, nll = 0, 0.0
+        for batch in self.encoded(batches, view=0):
+            right += int(batch.correct.sum())
+            nll -= float(batch.label_log_prob.double().sum())
+        return TeacherQuality(rows=len(chosen), top1=right / len(chosen), nll=nll / len(chosen))
+
+    def encoded(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[EncodedBatch]:
+        """Encoded opinions of batches of row numbers, in order, on the teacher's device."""
+        with torch.inference_mode(), _plain_arithmetic():
+            for inputs, rows in self._reader.batches(iter(batches), view=view):
+                logits = self._teacher.logits(inputs)
+                self._check_shape(logits, len(rows))
+                labels = torch.from_numpy(self._source.labels[rows]).to(logits.device, non_blocking=True)
+                yield encode_topk(
+                    logits,
+                    labels,
+                    topk=self._codec.topk,
+                    tail_numbers=self._codec.tail_numbers,
+                    first_row=int(rows[0]),
+                )
+
+    def fill(self, writer: StoreWriter, pending: Sequence[BlockId], *, batch_size: int) -> None:
+        """Ask the teacher about every pending block and commit the answers, writing beside the forward pass."""
+        total = sum(block.stop - block.start for block in pending)
+        with (
+            Progress(total, "rows", label="dump-teacher") as progress,
+            BlockPipe(writer, on_block=lambda block, _: progress.update(block.stop - block.start)) as pipe,
+        ):
+            for view in sorted({block.view for block in pending}):
+                self._fill_view(pipe, [block for block in pending if block.view == view], view, batch_size)
+
+    def _fill_view(self, pipe: BlockPipe, blocks: Sequence[BlockId], view: int, batch_size: int) -> None:
+        plan = [
+            (block, np.arange(start, min(start + batch_size, block.stop), dtype=np.int64))
+            for block in blocks
+            for start in range(block.start, block.stop, batch_size)
+        ]
+        encoded = self.encoded([rows for _, rows in plan], view=view)
+        for (block, rows), batch in zip(plan, encoded, strict=True):
+            pipe.put(block, batch, self._known_columns(rows, view))
+
+    def _known_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
+        columns: dict[str, NDArray[np.generic]] = {}
+        if view == 0:
+            columns["row_digest"] = row_digests(self._source, rows)
+        columns.update(self._reader.view_columns(rows, view))
+        return columns
+
+    def _check_shape(self, logits: Tensor, rows: int) -> None:
+        expected = (rows, self._source.num_classes)
+        if tuple(logits.shape) != expected:
+            raise IncompatibleError(
+                f"teacher {self._teacher.spec.source!r} gave logits of shape {tuple(logits.shape)}; "
+                f"expected {expected} for the {self._source.num_classes} classes of {self._source.name!r}",
+                hint="choose a teacher and data set with the same classes",
+            )
+
+
+@contextlib.contextmanager
+def _plain_arithmetic() -> Iterator[None]:
+    """Fixed kernels and real float32 on CUDA: the same rows must give the same bits when a dump is continued."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield

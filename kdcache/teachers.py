@@ -1,0 +1,195 @@
+"""Who is asked: a teacher's identity before it is built, and the built teacher ready to give logits.
+
+The identity is enough for the store key, so a covering store is found without building the teacher. Only a user's
+`file.py:factory` that brings its own weights, or weights drawn from a seed, must be built to be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdcache.datasets.source import DataSource
+from kdcache.errors import ConfigError
+from kdcache.models.head import find_head
+from kdcache.models.preprocess import Preprocessing
+from kdcache.models.registry import build_model, identify_model, resolve_weights
+from kdcache.models.weights import WeightsFile, load_state, read_weights, state_digest
+from kdcache.seeding import torch_seed_for
+from kdcache.specs import PreprocessingSpec, TeacherSpec
+from kdcache.user_code import is_user_factory
+
+NumericMode = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherChoice:
+    """What the user said about the teacher.
+
+    Attributes:
+        source: model name, torchvision:NAME, timm:NAME or file.py:factory.
+        weights: a file or the name of published weights; "" for none.
+        init_seed: draw random weights from this seed.
+        head: name of the last layer; "" finds it.
+        numeric_mode: arithmetic of the forward pass.
+        data: the data card's preprocessing.
+    """
+
+    source: str
+    weights: str = ""
+    init_seed: int | None = None
+    head: str = ""
+    numeric_mode: NumericMode = "float32"
+    data: PreprocessingSpec = field(default_factory=PreprocessingSpec)
+
+    def __post_init__(self) -> None:
+        if self.weights and self.init_seed is not None:
+            raise ConfigError(f"--weights {self.weights} and --init-seed {self.init_seed} exclude each other")
+        if not self.weights and self.init_seed is None and not is_user_factory(self.source):
+            raise ConfigError(
+                f"teacher {self.source!r} has no weights; expected --weights FILE",
+                hint="train one with kdcache train-teacher, or --init-seed 0 for random weights (a trial run)",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedTeacher:
+    """A teacher on its device, in eval mode.
+
+    Attributes:
+        spec: its identity.
+        preprocessing: from raw example to input.
+        device: where it runs.
+        static: store-level arrays it contributes: class_weight (K, D) and class_bias (K,) float32, when it has a head.
+    """
+
+    module: nn.Module
+    spec: TeacherSpec
+    preprocessing: Preprocessing
+    device: torch.device
+    static: Mapping[str, NDArray[np.generic]]
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K) in float32 for normalised inputs (B, ...) on any device."""
+        inputs = inputs.to(self.device, non_blocking=True)
+        if inputs.ndim == 4 and self._channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if self.spec.numeric_mode == "bfloat16":
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                logits: Tensor = self.module(inputs)
+        else:
+            logits = self.module(inputs)
+        if not isinstance(logits, Tensor):
+            raise ConfigError(
+                f"teacher {self.spec.source!r} returned {type(logits).__name__}; expected a tensor of logits (B, K)",
+                hint="wrap the model in a file.py:factory whose module returns logits alone",
+            )
+        return logits.float()
+
+    @property
+    def _channels_last(self) -> bool:
+        # A pure function of the recorded mode and device kind: the layout changes the last bits of a convolution.
+        return self.spec.numeric_mode == "bfloat16" or self.device.type == "cuda"
+
+
+class TeacherRequest:
+    """A teacher whose identity is known; `load` builds it."""
+
+    def __init__(
+        self, choice: TeacherChoice, spec: TeacherSpec, weights: WeightsFile | None, built: LoadedTeacher | None
+    ) -> None:
+        self._choice = choice
+        self._weights = weights
+        self._built = built
+        self.spec = spec
+
+    @classmethod
+    def resolve(cls, choice: TeacherChoice, source: DataSource) -> TeacherRequest:
+        """Identify a teacher for a data set; builds it only when nothing else tells its weights.
+
+        Raises:
+            ConfigError, NotFoundError, IncompatibleError: unknown model, no weights file, not weights.
+        """
+        identity = identify_model(choice.source, data=choice.data, weights=choice.weights)
+        weights = read_weights(resolve_weights(choice.source, choice.weights)) if choice.weights else None
+        spec = TeacherSpec(
+            source=identity.source,
+            weights=weights.info.path.name if weights else _random_name(choice),
+            weights_sha256=weights.info.sha256 if weights else "",
+            state_digest=weights.info.state_digest if weights else "",
+            code_digest=identity.code_digest,
+            preprocessing=identity.preprocessing,
+            numeric_mode=choice.numeric_mode,
+            training=dict(weights.info.training) if weights else {},
+        )
+        if weights is not None:
+            return cls(choice, spec, weights, None)
+        request = cls(choice, spec, None, None)
+        built = request._build(source, torch.device("cpu"))
+        request._built, request.spec = built, built.spec
+        return request
+
+    def load(self, source: DataSource, device: torch.device) -> LoadedTeacher:
+        """Build the teacher with its weights on a device, in eval mode, and find its head.
+
+        Raises:
+            IncompatibleError: weights that do not fit. ConfigError: a head that is not there.
+        """
+        if self._built is None:
+            self._built = self._build(source, torch.device("cpu"))
+        built = self._built
+        module = built.module.to(device)
+        return replace(built, module=module, device=device)
+
+    def _build(self, source: DataSource, device: torch.device) -> LoadedTeacher:
+        choice = self._choice
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed_for("teacher-init", choice.init_seed or 0))
+            built = build_model(
+                choice.source,
+                num_classes=source.num_classes,
+                input_shape=example_shape(source),
+                data=choice.data,
+                weights=choice.weights,
+            )
+        module = built.module
+        if self._weights is not None:
+            load_state(module, self._weights.state, subject=f"weights {self._weights.info.path}")
+        module = module.to(device).eval().requires_grad_(False)
+        head = find_head(module, _example_batch(source, built.preprocessing), choice.head)
+        if self._choice.numeric_mode == "bfloat16":
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        static: dict[str, NDArray[np.generic]] = {}
+        if head is not None and head.weight.shape[0] == source.num_classes:
+            static["class_weight"] = head.weight.numpy()
+            if head.bias is not None:
+                static["class_bias"] = head.bias.numpy()
+        digest = self.spec.state_digest or state_digest(module.state_dict())
+        spec = replace(self.spec, state_digest=digest, head=head.name if head else "")
+        return LoadedTeacher(module=module, spec=spec, preprocessing=built.preprocessing, device=device, static=static)
+
+
+def example_shape(source: DataSource) -> tuple[int, ...]:
+    """Shape of one raw example as models see it: (C, H, W) for uint8 images, else the array's own."""
+    example = source.example(0)
+    if example.dtype == np.uint8 and example.ndim == 3:
+        height, width, channels = example.shape
+        return channels, height, width
+    return tuple(example.shape)
+
+
+def _example_batch(source: DataSource, preprocessing: Preprocessing) -> Tensor:
+    example = torch.from_numpy(np.ascontiguousarray(source.example(0)))
+    if example.dtype == torch.uint8 and example.ndim == 3:
+        example = example.permute(2, 0, 1).contiguous()
+    return preprocessing.batch(preprocessing.per_example(example)[None])
+
+
+def _random_name(choice: TeacherChoice) -> str:
+    return "the factory's own" if choice.init_seed is None else f"random, seed {choice.init_seed}"
