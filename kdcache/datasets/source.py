@@ -70,9 +70,19 @@ class ArraySource:
 
     def raw(self, row: int) -> bytes:
         """The row's numbers as bytes, C order, little endian."""
-        return self.examples[row].tobytes()
+        raw: bytes = self.examples[row].tobytes()
+        return raw
 
     def example(self, row: int) -> NDArray[np.generic]:
         """A view of the row."""
         row_view: NDArray[np.generic] = self.examples[row]
         return row_view
+
+
+def input_shape(source: DataSource) -> tuple[int, ...]:
+    """The shape a model sees of a source's first example: (C, H, W) for images, as it is for numbers and tokens."""
+    example = source.example(0)
+    if example.dtype == np.uint8 and example.ndim == 3:
+        height, width, channels = example.shape
+        return (channels, height, width)
+    return tuple(example.shape)
