@@ -85,7 +85,8 @@ class Progress:
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         shown = "".join(f" {name} {value:.4g}" for name, value in fields.items())
         start = f"{self._label}: " if self._label else ""
-        return f"{start}{self._done:,}/{self._total:,} {self._unit} ({rate:,.0f} {self._unit}/s, {duration(left)} left){shown}"
+        pace = f"{rate:,.0f} {self._unit}/s, {duration(left)} left"
+        return f"{start}{self._done:,}/{self._total:,} {self._unit} ({pace}){shown}"
 
     def close(self) -> None:
         """Finish the bar; harmless when called twice."""

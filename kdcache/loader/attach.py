@@ -1,4 +1,4 @@
-"""A store beside a data set in the user's own loop: `AttachedDataset` carries row numbers, `DistillLoader` does the rest.
+"""A store beside a data set in the user's own loop: `AttachedDataset` carries row numbers, `DistillLoader` the rest.
 
 Targets are gathered in the training process by row number; workers never see them. Over a user's own, already
 transformed data set only length and labels can be checked, and they are: at the start where the data set lists its
@@ -131,7 +131,7 @@ class DistillLoader:
             yield inputs, targets.label, targets
 
     def rows(self, epoch: int) -> list[NDArray[np.int64]]:
-        """This process's row numbers in an epoch, batch by batch."""
+        """The row numbers this process visits in an epoch, batch by batch."""
         return epoch_batches(
             self._store.num_rows,
             self._batch_size,
@@ -155,9 +155,9 @@ class _MapFeed:
     def __init__(self, dataset: MapDataset, store: TargetStore, *, workers: int) -> None:
         if store.manifest.views.ops:
             raise IncompatibleError(
-                f"{store.location} holds {store.num_views} augmented views ({store.manifest.views.policy!r}); a data set "
-                "with transforms of its own cannot show the student the same pixels",
-                hint="give DistillLoader an InputReader over the store's data set, or use AttachedDataset and replay views",
+                f"{store.location} holds {store.num_views} augmented views ({store.manifest.views.policy!r}); a data "
+                "set with transforms of its own cannot show the student the same pixels",
+                hint="give DistillLoader an InputReader over the store's data set; it replays the views",
             )
         self._store = store
         self._plan = _Plan()
@@ -214,8 +214,8 @@ def _check_labels(store: TargetStore, rows: NDArray[np.int64], found: NDArray[np
     if len(wrong):
         row = int(rows[wrong[0]])
         raise IncompatibleError(
-            f"row {row}: the data set says label {int(found[wrong[0]])}, {store.location} says {int(store.labels[row])} "
-            f"({len(wrong)} of {len(rows)} rows compared differ)",
+            f"row {row}: the data set says label {int(found[wrong[0]])}, {store.location} says "
+            f"{int(store.labels[row])} ({len(wrong)} of {len(rows)} rows compared differ)",
             hint="give the data set in the order and with the labels the store was made from",
         )
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2 import functional as image_functional
 
 from kdcache.datasets.identity import row_digests
 from kdcache.datasets.source import ArraySource, DataSource
@@ -48,7 +50,7 @@ class InputReader:
         self._preprocessing = preprocessing
         self._policy = policy
         self._device = torch.device(device)
-        self._array = _resident_array(source, preprocessing, self._device)
+        self._array = _resident_array(source, preprocessing, policy, self._device)
         self._decoder = None if self._array is not None else _Decoder(source, preprocessing, policy)
         self._requests = _Requests()
         self._loader = self._build_loader(workers)
@@ -144,6 +146,11 @@ class InputReader:
         )
 
 
+def example_shape(source: DataSource) -> tuple[int, ...]:
+    """Shape of one raw example as models see it: (C, H, W) for uint8 images, else the array's own."""
+    return tuple(_as_tensor(source.example(0)).shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Request:
     rows: NDArray[np.int64]
@@ -190,14 +197,18 @@ class _Decoder(Dataset[_Answer]):
         if self._policy is not None:
             sizes = np.array([example.shape[-2:] for example in examples], dtype=np.int64)
             outcomes = self._policy.sample(rows, request.view, sizes=sizes, num_rows=len(self._source))
-            examples = [
-                self._policy.apply(example, outcomes[i], partner=self._partner(outcomes, i))
-                for i, example in enumerate(examples)
-            ]
+            examples = [self._policy.apply(example, outcomes[i]) for i, example in enumerate(examples)]
             params = torch.from_numpy(self._policy.pack(outcomes))
-        sized = [self._preprocessing.per_example(example) for example in examples]
+        sized = [self._to_model_size(example) for example in examples]
         digests = row_digests(self._source, rows) if request.digests else np.zeros(0, dtype=np.uint16)
         return self._stacked(sized, rows), torch.from_numpy(digests), params
+
+    def _to_model_size(self, example: Tensor) -> Tensor:
+        crop = self._preprocessing.spec.crop
+        if self._policy is not None and self._policy.squashes and crop is not None:
+            # A free box is the view: resizing its shorter side and cutting the centre would cut it a second time.
+            example = image_functional.resize(example, [crop, crop], antialias=True)
+        return self._preprocessing.per_example(example)
 
     def _stacked(self, examples: list[Tensor], rows: NDArray[np.int64]) -> Tensor:
         for row, example in zip(rows, examples, strict=True):
@@ -210,7 +221,7 @@ class _Decoder(Dataset[_Answer]):
         return torch.stack(examples)
 
 
-def _as_it_is(answer: _Answer) -> _Answer:
+def _as_it_is(answer: Any) -> Any:
     return answer
 
 
@@ -224,9 +235,11 @@ def _size(shape: tuple[int, ...]) -> NDArray[np.int64]:
     return np.array(shape[:2], dtype=np.int64)
 
 
-def _resident_array(source: DataSource, preprocessing: Preprocessing, device: torch.device) -> Tensor | None:
-    """All examples as one tensor, images channels first, or None when examples must be decoded or resized one by one."""
-    if not isinstance(source, ArraySource) or preprocessing.spatial:
+def _resident_array(
+    source: DataSource, preprocessing: Preprocessing, policy: ViewPolicy | None, device: torch.device
+) -> Tensor | None:
+    """All examples as one tensor, images channels first, or None when they must be decoded or resized one by one."""
+    if not isinstance(source, ArraySource) or preprocessing.spatial or (policy is not None and policy.squashes):
         return None
     array = torch.from_numpy(source.examples)
     if array.dtype == torch.uint8 and array.ndim == 4:
@@ -241,7 +254,7 @@ def _check_digests(
     if len(wrong):
         row = int(rows[wrong[0]])
         raise IncompatibleError(
-            f"{source.name!r} ({source.split}): row {row} is not the example the store was made from: digest "
-            f"{int(found[wrong[0]]):04x}, the store has {int(expected[row]):04x} ({len(wrong)} rows of this batch differ)",
-            hint="use the data set the store was made from, in its order, or dump a new store with kdcache dump-teacher",
+            f"{source.name!r} ({source.split}): row {row} is not the store's example: digest "
+            f"{int(found[wrong[0]]):04x}, the store has {int(expected[row]):04x} ({len(wrong)} rows of the batch)",
+            hint="use the data set the store was made from, in its order, or give kdcache dump-teacher for this one",
         )

@@ -154,6 +154,7 @@ class Method:
         options: its options.
         exact_below_full_k: the loss from a store of k < K equals the loss from all K classes.
         default_temperature, default_alpha: None where the method has no such knob.
+        default_topk: classes per row when none are asked for; None takes all that are stored.
         loss: the loss function.
         make_context: what `prepare` runs, if anything.
         per_row: the loss is (B,); else one value () for the batch.
@@ -170,6 +171,7 @@ class Method:
     exact_below_full_k: bool = True
     default_temperature: float | None = None
     default_alpha: float | None = None
+    default_topk: int | None = None
     make_context: Prepare | None = None
     per_row: bool = True
 

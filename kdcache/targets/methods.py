@@ -89,6 +89,7 @@ _TABLE = (
         source=TANG,
         status="recalled",
         loss=response.kd_topk_loss,
+        default_topk=10,
         needs=HEAD,
         options=(HARD_SMOOTHING,),
         exact_below_full_k=False,

@@ -1,0 +1,262 @@
+"""A distillation request made definite: every default filled in and everything checked before the first step.
+
+The store is sealed, the data set is row by row the one it was made from, classes agree, the method has what it needs,
+k, T and alpha are in range. `run.distill` then only trains. The teacher plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcache.canonical import to_json
+from kdcache.datasets.cards import Card, open_dataset
+from kdcache.datasets.identity import check_identity
+from kdcache.datasets.source import ArraySource, DataSource
+from kdcache.distill.config import DistillConfig
+from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.loader.inputs import InputReader
+from kdcache.loader.target_store import TargetStore, open_store
+from kdcache.metrics import Evaluation
+from kdcache.models.registry import BuiltModel
+from kdcache.progress import note
+from kdcache.store.find import only_store
+from kdcache.targets.method import Method
+from kdcache.targets.methods import find_method
+from kdcache.training.batch import TrainingFeed
+from kdcache.training.config import TrainingConfig
+from kdcache.training.loop import TrainingResult
+from kdcache.training.objective import Objective
+from kdcache.training.processes import Processes
+from kdcache.training.runs import default_run_folder
+from kdcache.training.setup import (
+    build_for_training,
+    card_of,
+    default_run_name,
+    evaluation_on,
+    evaluation_split,
+    random_augmentation,
+)
+from kdcache.version import __version__
+from kdcache.views.policy import ViewPolicy
+
+ROWS_READ_FIRST = 512  # of file-backed data; the others are compared as they pass in the first epoch
+
+
+class DistillPlan:
+    """A request with every default filled in and every check done; builds what `train` needs."""
+
+    def __init__(self, config: DistillConfig, processes: Processes) -> None:
+        self._config = config
+        self._processes = processes
+        self.store = open_store(config.store or only_store().location, device=processes.device)
+        self._dataset = config.dataset or self.store.manifest.dataset.card
+        if not self._dataset:
+            raise ConfigError(f"{self.store.location} names no data card", hint="name the data set with --dataset")
+        self._card: Card | None = card_of(self._dataset)
+        self._method = find_method(config.method)
+        defaults = self._card.defaults if self._card is not None else {}
+        ours = defaults.get("methods", {}).get(config.method, {})
+        self.training: TrainingConfig = config.training({**defaults, **ours})
+        self._temperature, self._alpha, self._options = _method_settings(config, self._method, defaults, ours)
+        self._topk = _choose_topk(config.topk, self._method.default_topk, self.store)
+        _check_needs(self._method, self.store)
+        self._student = config.student or defaults.get("student", "")
+        if not self._student:
+            raise ConfigError("no student was named and the data card has no default", hint="name one with --student")
+        self._split = self.store.manifest.dataset.split
+        self._eval_split = config.eval_split or evaluation_split(self._card, self._split)
+        self._policy, self._view_of_epoch = self._views(config.augment or defaults.get("augment"))
+        self.folder = Path(config.out) if config.out else self._default_folder()
+
+    def prepare(self) -> None:
+        """Open and check the data, build the student, read what the method needs of the store."""
+        config, manifest = self._config, self.store.manifest
+        self._source = open_dataset(self._dataset, split=self._split, root=config.data_root)
+        whole = isinstance(self._source, ArraySource)
+        check_identity(
+            self._source,
+            manifest.dataset,
+            self.store.labels,
+            self.store.row_digests,
+            sample=len(self._source) if whole else ROWS_READ_FIRST,
+        )
+        self._unseen = None if whole or manifest.dataset.identity == "weak" else self.store.row_digests
+        self._test: DataSource = open_dataset(self._dataset, split=self._eval_split, root=config.data_root)
+        if self._test.num_classes != manifest.dataset.num_classes:
+            raise IncompatibleError(
+                f"{self._test.name!r} ({self._eval_split}) has {self._test.num_classes} classes, the store "
+                f"{manifest.dataset.num_classes}",
+                hint="name another split with --eval-split",
+            )
+        self.student: BuiltModel = build_for_training(
+            self._student, self._source, self._card, seed=self.training.seed, device=self._processes.device
+        )
+        if manifest.dataset.identity == "weak":
+            note("identity: weak - only labels and length of the data set could be checked against the store")
+        context = self._method.prepare(self.store, options=self._options, temperature=self._temperature)
+        if context.module is not None:
+            context.module.to(self._processes.device)
+        self.objective = Objective(
+            method=self._method,
+            temperature=self._temperature,
+            alpha=self._alpha,
+            options=self._options,
+            context=context,
+        )
+
+    def feed(self) -> TrainingFeed:
+        """Batches with targets; for methods that need none the store is still the one the run is compared by."""
+        reader = InputReader(
+            self._source,
+            self.student.preprocessing,
+            self._policy,
+            workers=self._config.workers,
+            device=self._processes.device,
+        )
+        return TrainingFeed(
+            reader,
+            torch.from_numpy(self._source.labels).to(self._processes.device),
+            batch_size=self.training.batch_size,
+            seed=self.training.seed,
+            rank=self._processes.rank,
+            world_size=self._processes.world_size,
+            store=self.store if self._method.needs or self._method.make_context else None,
+            topk=self._topk,
+            view_of_epoch=self._view_of_epoch,
+            digests=self._unseen,
+        )
+
+    def evaluate(self) -> Callable[[nn.Module], Evaluation]:
+        """The evaluation function on the test rows."""
+        teacher = None
+        if self._config.eval_store:
+            teacher = open_store(self._config.eval_store, device=self._processes.device)
+            check_identity(self._test, teacher.manifest.dataset, teacher.labels, teacher.row_digests)
+        return evaluation_on(
+            self._test,
+            self.student.preprocessing,
+            self._processes,
+            workers=self._config.workers,
+            teacher=teacher,
+        )
+
+    def decides(self) -> dict[str, Any]:
+        """What decides the result, as config.json keeps it; a resumed run must have the same."""
+        manifest = self.store.manifest
+        content: dict[str, Any] = to_json(
+            {
+                "student": self._student,
+                "method": self._method.name,
+                "topk": self._topk,
+                "temperature": self._method.checked_temperature(self._temperature, None)
+                if self._method.default_temperature is not None
+                else None,
+                "alpha": self._method.checked_alpha(self._alpha) if self._method.default_alpha is not None else None,
+                "options": self._method.checked_options(self._options),
+                "training": asdict(self.training),
+                "augment": self._policy.spec() if self._policy is not None else None,
+                "dataset": self._dataset,
+                "split": self._split,
+                "eval_split": self._eval_split,
+                "content_digest": manifest.dataset.content_digest,
+                "store_key": manifest.store_key,
+                "store_root_digest": manifest.root_digest,
+                "processes": self._processes.world_size,
+            }
+        )
+        return content
+
+    def figures(self, trained: TrainingResult) -> dict[str, Any]:
+        """result.json."""
+        decided = self.decides()
+        training = decided.pop("training")
+        on_test = trained.last.agreement is not None
+        return {
+            **decided,
+            "accuracy": trained.last.top1,
+            "accuracy_best": trained.best.top1,
+            "best_epoch": trained.best_epoch,
+            "top5": trained.last.top5,
+            "nll": trained.last.nll,
+            "ece": trained.last.ece,
+            "agreement": trained.last.agreement if on_test else trained.train.get("train_agreement"),
+            "agreement_on": self._eval_split if on_test else self._split,
+            "train_loss": trained.train.get("train_loss"),
+            "train_accuracy": trained.train.get("train_accuracy"),
+            "seconds": trained.seconds,
+            "steps": trained.steps,
+            "rows": self.store.num_rows,
+            "test_rows": trained.last.rows,
+            "parameters": sum(parameter.numel() for parameter in self.student.module.parameters()),
+            "method_facts": dict(self.objective.context.facts or {}),
+            "store": self.store.location,
+            "kdcache": __version__,
+            **training,
+        }
+
+    def _views(self, augment: str | None) -> tuple[ViewPolicy | None, Callable[[int], int]]:
+        spec, count = self.store.manifest.views, self.store.num_views
+        if spec.ops:
+            if self._config.augment not in (None, "", spec.policy):
+                raise ConfigError(
+                    f"augment {self._config.augment!r}: {self.store.location} holds {count} views of {spec.policy!r}, "
+                    "and the student must see the pixels the teacher saw",
+                    hint="leave --augment out",
+                )
+            return ViewPolicy.from_spec(spec), lambda epoch: epoch % count
+        policy = random_augmentation(augment, seed=self._config.seed)
+        return policy, lambda epoch: epoch
+
+    def _default_folder(self) -> Path:
+        name = default_run_name(
+            self.store.manifest.dataset.name, self._student, self._method.name, f"seed{self.training.seed}"
+        )
+        return default_run_folder(name, resume=self._config.resume)
+
+
+def _method_settings(
+    config: DistillConfig, method: Method, defaults: Mapping[str, Any], ours: Mapping[str, Any]
+) -> tuple[float | None, float | None, dict[str, object]]:
+    """Temperature, alpha and options: given, else the card's for this method, else the card's, else the method's."""
+    options = method.checked_options({**ours.get("options", {}), **config.options})
+    knobs = []
+    for name, own in (("temperature", method.default_temperature), ("alpha", method.default_alpha)):
+        given = getattr(config, name)
+        knobs.append(given if given is not None or own is None else ours.get(name, defaults.get(name)))
+    temperature, alpha = knobs
+    method.checked_temperature(temperature, None)
+    method.checked_alpha(alpha)
+    return temperature, alpha, options
+
+
+def _choose_topk(asked: int | None, default: int | None, store: TargetStore) -> int:
+    if asked is None:
+        return min(default or store.topk, store.topk)
+    if asked < 1:
+        raise ConfigError(f"topk: expected at least 1, found {asked}")
+    if asked > store.topk:
+        raise IncompatibleError(
+            f"{store.location}: topk {asked} asked for, the store holds {store.topk} of {store.num_classes} classes",
+            hint=f"use --topk {store.topk} or less, or dump again with kdcache dump-teacher --topk {asked}",
+        )
+    return asked
+
+
+def _check_needs(method: Method, store: TargetStore) -> None:
+    manifest = store.manifest
+    always = ("topk_index", "topk_log_prob", "tail", "label", "label_log_prob")
+    for name in method.needs:
+        if name == "view 2" and manifest.num_views >= 2:
+            continue
+        if name not in always and name not in manifest.codec.fields:
+            option = "--views 2" if name == "view 2" else f"an option that keeps {name}"
+            raise IncompatibleError(
+                f"method {method.name} needs {name!r}, which {store.location} does not hold",
+                hint=f"dump again with kdcache dump-teacher and {option}; see kdcache methods {method.name}",
+            )

@@ -1,0 +1,46 @@
+"""`distill`: train a student from a sealed store. The teacher is neither imported nor loaded."""
+
+from __future__ import annotations
+
+from kdcache.distill.config import DistillConfig, RunResult
+from kdcache.distill.plan import DistillPlan
+from kdcache.progress import note
+from kdcache.training.loop import train
+from kdcache.training.processes import joined_processes
+from kdcache.training.runs import RunFolder
+from kdcache.version import __version__
+
+
+def distill(config: DistillConfig) -> RunResult:
+    """Train a student from a store.
+
+    Raises:
+        ConfigError, NotFoundError, IncompatibleError: the request cannot be met; found before the first step.
+        UnfinishedStoreError, CorruptStoreError: the store is not sealed, or its bytes are damaged.
+        NumericError: the loss became NaN or infinite; names the rows, and the last good checkpoint is kept.
+    """
+    with joined_processes(config.device) as processes:
+        plan = DistillPlan(config, processes)
+        folder = RunFolder(plan.folder, writes=processes.is_first)
+        if config.resume and (finished := folder.result()) is not None:
+            folder.start(plan.decides(), resume=True)
+            note(f"{folder.path}: this run is finished; nothing was trained")
+            return RunResult(folder=folder.path, figures=finished, reused=True)
+        plan.prepare()
+        folder.start(plan.decides(), resume=config.resume)
+        processes.wait()
+        trained = train(
+            plan.student.module,
+            plan.feed(),
+            plan.objective,
+            plan.evaluate(),
+            plan.training,
+            folder,
+            processes,
+            resume=config.resume,
+            provenance={"recipe": "distill", "kdcache": __version__, **plan.decides()},
+        )
+        figures = plan.figures(trained)
+        folder.finish(figures)
+        processes.wait()
+    return RunResult(folder=folder.path, figures=figures)

@@ -1,0 +1,1 @@
+"""The training stage: one plain loop for students and teachers, exact resume, several processes."""

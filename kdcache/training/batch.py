@@ -1,0 +1,132 @@
+"""What a training step gets, and where batches come from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcache.loader.inputs import InputReader
+from kdcache.loader.order import batch_bounds, epoch_batches
+from kdcache.loader.target_store import TargetStore
+from kdcache.targets.soft import SoftTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The rows of one process in one step.
+
+    Attributes:
+        inputs: (B, ...) for the model.
+        labels: (B,) int64.
+        rows: (B,) row numbers.
+        targets: the teacher's opinion, or None.
+        global_rows: rows of this step over all processes.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    rows: NDArray[np.int64]
+    targets: SoftTargets | None
+    global_rows: int
+
+    def pieces(self, count: int) -> Iterator[Batch]:
+        """The batch cut into at most `count` pieces of nearly equal size, in order."""
+        if count == 1:
+            yield self
+            return
+        total = len(self.rows)
+        edges = sorted({total * piece // count for piece in range(count + 1)})
+        for start, stop in itertools.pairwise(edges):
+            part = slice(start, stop)
+            targets = self.targets
+            if targets is not None:
+                targets = targets.select(torch.arange(start, stop, device=targets.device))
+            yield replace(
+                self, inputs=self.inputs[part], labels=self.labels[part], rows=self.rows[part], targets=targets
+            )
+
+
+class TrainingFeed:
+    """Batches of an epoch: inputs by `InputReader`, targets gathered from the store, in `epoch_batches` order.
+
+    Args:
+        inputs: reader of the training split.
+        labels: (N,) int64 on the device of training.
+        batch_size: rows per step over all processes.
+        seed: decides the order.
+        rank, world_size: this process among all.
+        store: soft targets, or None for training on labels alone.
+        topk: classes per row; None takes all that are stored.
+        view_of_epoch: which view of inputs (and of the store) an epoch shows.
+        digests: (N,) digests of the raw examples, compared as rows pass in the first epoch this process trains.
+    """
+
+    def __init__(
+        self,
+        inputs: InputReader,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        store: TargetStore | None = None,
+        topk: int | None = None,
+        view_of_epoch: Callable[[int], int] = lambda epoch: 0,
+        digests: NDArray[np.uint16] | None = None,
+    ) -> None:
+        self._inputs = inputs
+        self._labels = labels
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank, self._world_size = rank, world_size
+        self._store = store
+        self._topk = topk
+        self._view_of_epoch = view_of_epoch
+        self._digests = digests
+        self._bounds = batch_bounds(len(labels), batch_size, world_size=world_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per epoch."""
+        return len(self._bounds)
+
+    @property
+    def num_rows(self) -> int:
+        """N, over all processes."""
+        return len(self._labels)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, a pure function of seed and epoch."""
+        order = epoch_batches(
+            self.num_rows,
+            self._batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            world_size=self._world_size,
+            rank=self._rank,
+        )
+        view, digests = self._view_of_epoch(epoch), self._digests
+        read = self._inputs.batches(order, view=view, digests=digests)
+        for (start, stop), (inputs, rows) in zip(self._bounds, read, strict=True):
+            yield self._batch(inputs, rows, view, stop - start)
+        self._digests = None  # every row of this process's share has been compared
+
+    def _batch(self, inputs: Tensor, rows: NDArray[np.int64], view: int, global_rows: int) -> Batch:
+        index = torch.from_numpy(rows).to(self._labels.device, non_blocking=True)
+        targets = None
+        if self._store is not None:
+            targets = self._store.targets(index, view if self._store.num_views > 1 else 0, self._topk)
+        return Batch(
+            inputs=inputs,
+            labels=torch.index_select(self._labels, 0, index),
+            rows=rows,
+            targets=targets,
+            global_rows=global_rows,
+        )

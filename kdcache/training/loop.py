@@ -1,0 +1,306 @@
+"""The training loop: plain PyTorch, one optimizer step per batch, one checkpoint per epoch.
+
+Order, augmentation, learning rate and dropout are pure functions of (seed, epoch, step), so an epoch depends only on
+the checkpoint before it: a run killed anywhere and resumed ends with the same bits on a CPU. Several processes add
+their gradients up themselves (no wrapper): every step then equals the step of one process on the whole batch, whatever
+the shares, and parameters of a method are treated like the model's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kdcache.errors import NumericError
+from kdcache.metrics import Evaluation
+from kdcache.progress import Progress, note
+from kdcache.seeding import torch_seed_for
+from kdcache.training.batch import Batch, TrainingFeed
+from kdcache.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+    with_prefix,
+    without_prefix,
+)
+from kdcache.training.config import TrainingConfig
+from kdcache.training.objective import Objective
+from kdcache.training.optim import WeightAverage, build_optimizer, learning_rate, set_learning_rate
+from kdcache.training.processes import Processes
+from kdcache.training.runs import RunFolder
+from kdcache.training.tally import EpochTally, figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        last: evaluation after the last epoch; the headline.
+        best: the best evaluation by top-1; optimistic, because it was chosen on the rows it is measured on.
+        best_epoch: counted from 1.
+        train: figures of the last epoch's training rows (loss, accuracy, agreement with the teacher).
+        seconds: time in training steps alone, over all epochs and sessions.
+        steps: optimizer steps in all.
+    """
+
+    last: Evaluation
+    best: Evaluation
+    best_epoch: int
+    train: dict[str, float | None]
+    seconds: float
+    steps: int
+
+
+def train(
+    model: nn.Module,
+    feed: TrainingFeed,
+    objective: Objective,
+    evaluate: Callable[[nn.Module], Evaluation],
+    config: TrainingConfig,
+    folder: RunFolder,
+    processes: Processes,
+    *,
+    resume: bool = False,
+    provenance: dict[str, object] | None = None,
+) -> TrainingResult:
+    """Train a model, keeping checkpoints, metrics and weights in a run folder.
+
+    Args:
+        model: on the device; changed in place.
+        feed: batches of every epoch.
+        objective: the loss.
+        evaluate: figures of a model on the test rows, the same in every process.
+        config: how to train.
+        folder: a started run folder.
+        processes: this process among all.
+        resume: continue after the newest checkpoint in the folder, if there is one.
+        provenance: written into the saved weights beside epoch and accuracy.
+
+    Raises:
+        NumericError: a loss is NaN or infinite; the checkpoint of the epoch before is kept.
+        ResourceError: a checkpoint could not be written.
+    """
+    run = _Run(model, feed, objective, config, processes)
+    if resume:
+        run.restore(folder)
+    folder.forget_from(run.epochs_done)
+    try:
+        for epoch in range(run.epochs_done, config.epochs):
+            trained = run.train_epoch(epoch)
+            evaluation = None
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                evaluation = evaluate(run.shown_model)
+            run.finish_epoch(epoch, trained, evaluation, folder, provenance or {})
+    finally:
+        folder.close()
+    return run.result()
+
+
+class _Run:
+    """Model, optimizer and what is known so far; `restore` and `finish_epoch` are its only contact with disk."""
+
+    def __init__(
+        self, model: nn.Module, feed: TrainingFeed, objective: Objective, config: TrainingConfig, processes: Processes
+    ) -> None:
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self._model = model.to(memory_format=layout) if config.channels_last else model
+        self._layout = layout
+        self._forward: nn.Module | Callable[[Tensor], Tensor] = torch.compile(model) if config.compile else model
+        self._feed = feed
+        self._objective = objective
+        self._config = config
+        self._processes = processes
+        extra = tuple(objective.module.parameters()) if objective.module is not None else ()
+        self._parameters = [p for p in (*model.parameters(), *extra) if p.requires_grad]
+        self._optimizer: Optimizer = build_optimizer(model, config, extra=extra)
+        self._average = WeightAverage(model, config.ema) if config.ema else None
+        self.epochs_done = 0
+        self._last: Evaluation | None = None
+        self._best: Evaluation | None = None
+        self._best_epoch = 0
+        self._train: dict[str, float | None] = {}
+        self._seconds = 0.0
+
+    @property
+    def shown_model(self) -> nn.Module:
+        """What is evaluated and saved: the averaged weights where there is an average."""
+        return self._average.module if self._average is not None else self._model
+
+    def train_epoch(self, epoch: int) -> dict[str, float | None]:
+        """All steps of one epoch; figures over all processes."""
+        started = time.perf_counter()
+        tally = EpochTally(self._processes.device, epoch)
+        label = f"epoch {epoch + 1}/{self._config.epochs}"
+        self._model.train()
+        with (
+            _seeded(torch_seed_for("training", self._config.seed, epoch, self._processes.rank), self._processes.device),
+            Progress(self._feed.num_rows, "rows", label=label, keep=False) as progress,
+        ):
+            for step, batch in enumerate(self._feed.epoch(epoch)):
+                looked = self._step(epoch, step, batch, tally)
+                progress.update(batch.global_rows, tally.shown() if looked else None)
+        tally.look()
+        _average_buffers(self._model, self._processes)
+        trained = figures(self._processes.sum(tally.sums()))
+        self._seconds += time.perf_counter() - started
+        return trained
+
+    def _step(self, epoch: int, step: int, batch: Batch, tally: EpochTally) -> bool:
+        steps = self._feed.steps
+        set_learning_rate(self._optimizer, learning_rate(self._config, epoch * steps + step, steps))
+        looked = False
+        for piece in batch.pieces(self._config.accumulate):
+            loss, logits = self._loss(piece, epoch + step / steps)
+            total = loss.sum() if loss.ndim else loss * len(piece.rows)
+            torch.autograd.backward(
+                total / piece.global_rows
+            )  # the sum over pieces and processes is the mean of the whole batch
+            looked |= tally.add(loss, logits, piece)
+        _add_gradients(self._parameters, self._processes)
+        if self._config.clip_grad:
+            nn.utils.clip_grad_norm_(self._parameters, self._config.clip_grad)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update(self._model, epoch * steps + step)
+        return looked
+
+    def _loss(self, piece: Batch, position: float) -> tuple[Tensor, Tensor]:
+        inputs = piece.inputs
+        if self._config.channels_last and inputs.ndim == 4:
+            inputs = inputs.to(memory_format=self._layout)
+        with _autocast(self._config, self._processes.device):
+            logits = self._forward(inputs)
+        return self._objective(logits.float(), piece, position), logits
+
+    def finish_epoch(
+        self,
+        epoch: int,
+        trained: dict[str, float | None],
+        evaluation: Evaluation | None,
+        folder: RunFolder,
+        provenance: dict[str, object],
+    ) -> None:
+        """Log, save weights, and checkpoint last: a kill before it repeats the epoch with the same outcome."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
+            raise NumericError(
+                f"epoch {epoch + 1}: the weights are NaN or infinite after the epoch's last steps; the checkpoint of "
+                "the epoch before is kept",
+                hint="lower --lr or set a gradient norm with --clip-grad",
+            )
+        self.epochs_done = epoch + 1
+        self._train = trained
+        shown = dict(trained)
+        if evaluation is not None:
+            self._last = evaluation
+            shown |= {f"test_{name}": value for name, value in asdict(evaluation).items() if name != "rows"}
+        rate = learning_rate(self._config, epoch * self._feed.steps, self._feed.steps)
+        folder.log(epoch + 1, {**shown, "lr": rate, "seconds": self._seconds})
+        facts = {**provenance, "epoch": epoch + 1, "figures": {k: v for k, v in shown.items() if v is not None}}
+        folder.save_module("last", self.shown_model, facts)
+        if evaluation is not None and (self._best is None or evaluation.top1 > self._best.top1):
+            self._best, self._best_epoch = evaluation, epoch + 1
+            folder.save_module("best", self.shown_model, facts)
+        if folder.writes:
+            save_checkpoint(folder.state, self._checkpoint())
+        self._processes.wait()
+        if evaluation is not None:
+            note(
+                f"epoch {epoch + 1}/{self._config.epochs}: loss {trained['train_loss']:.4f}, test top-1 "
+                f"{evaluation.top1:.2%}, NLL {evaluation.nll:.3f}, {self._seconds:.1f} s"
+            )
+
+    def _checkpoint(self) -> Checkpoint:
+        optimizer, scalars = pack_optimizer(self._optimizer)
+        tensors = {**with_prefix("model", self._model.state_dict()), **optimizer}
+        if self._average is not None:
+            tensors |= with_prefix("average", self._average.state())
+        if self._objective.module is not None:
+            tensors |= with_prefix("method", self._objective.module.state_dict())
+        numbers = {
+            "optimizer": scalars,
+            "last": asdict(self._last) if self._last else None,
+            "best": asdict(self._best) if self._best else None,
+            "best_epoch": self._best_epoch,
+            "train": self._train,
+            "seconds": self._seconds,
+        }
+        return Checkpoint(epochs_done=self.epochs_done, tensors=tensors, numbers=numbers)
+
+    def restore(self, folder: RunFolder) -> None:
+        """Continue from the newest checkpoint in the folder, if there is one."""
+        checkpoint = load_checkpoint(folder.state)
+        if checkpoint is None:
+            note(f"{folder.path}: no checkpoint yet; starting from the first epoch")
+            return
+        tensors, numbers = checkpoint.tensors, checkpoint.numbers
+        self._model.load_state_dict(without_prefix("model", tensors))
+        unpack_optimizer(self._optimizer, tensors, numbers["optimizer"])
+        if self._average is not None:
+            self._average.module.load_state_dict(without_prefix("average", tensors))
+        if self._objective.module is not None:
+            self._objective.module.load_state_dict(without_prefix("method", tensors))
+        self._last = Evaluation(**numbers["last"]) if numbers["last"] else None
+        self._best = Evaluation(**numbers["best"]) if numbers["best"] else None
+        self._best_epoch = numbers["best_epoch"]
+        self._train = dict(numbers["train"])
+        self._seconds = numbers["seconds"]
+        self.epochs_done = checkpoint.epochs_done
+        note(f"{folder.path}: continuing after epoch {self.epochs_done}")
+
+    def result(self) -> TrainingResult:
+        """The run's figures; the last epoch is always evaluated."""
+        assert self._last is not None
+        assert self._best is not None
+        return TrainingResult(
+            last=self._last,
+            best=self._best,
+            best_epoch=self._best_epoch,
+            train=self._train,
+            seconds=self._seconds,
+            steps=self.epochs_done * self._feed.steps,
+        )
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators (dropout draws from them) seeded inside, as they were outside."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _autocast(config: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    if config.amp == "none":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _add_gradients(parameters: list[nn.Parameter], processes: Processes) -> None:
+    """Sum gradients over processes in one message; a parameter without a gradient here counts as zero."""
+    if processes.world_size == 1:
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = processes.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
+
+
+def _average_buffers(model: nn.Module, processes: Processes) -> None:
+    """Mean of the running statistics: each process saw its own share of the rows."""
+    if processes.world_size == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.dtype.is_floating_point:
+            processes.sum(buffer).div_(processes.world_size)

@@ -1,0 +1,46 @@
+"""A method with its settings, ready to be called on a step's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from kdcache.targets.method import Method, MethodContext
+from kdcache.training.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a run minimises.
+
+    Attributes:
+        method: a row of the method table.
+        temperature, alpha: None means the method's own.
+        options: the method's options.
+        context: what `Method.prepare` returned.
+    """
+
+    method: Method
+    temperature: float | None = None
+    alpha: float | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    context: MethodContext = field(default_factory=MethodContext)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Parameters that are trained with the model (a learned temperature), or None."""
+        return self.context.module
+
+    def __call__(self, logits: Tensor, batch: Batch, epoch: float) -> Tensor:
+        """The loss of a batch at a position in training (in epochs): (B,) nats, or () for a batch-level method."""
+        return self.method(
+            logits,
+            batch.targets,
+            batch.labels,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            options=self.options,
+            context=self.context.at_epoch(epoch),
+        )
