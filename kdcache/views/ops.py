@@ -6,7 +6,6 @@ An operation here is data. Drawing its outcome is `sampling.py`, changing pixels
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from kdcache.canonical import from_json, to_json
 from kdcache.errors import ConfigError, CorruptStoreError
+from kdcache.nearest import did_you_mean
 
 Fields = tuple[tuple[str, str], ...]  # (name, little-endian numpy dtype) of each stored number
 
@@ -290,8 +290,7 @@ def op_from_json(value: Any, *, where: str) -> Op:
         raise ConfigError(f"{where}: expected a table with an 'op', found {type(value).__name__}")
     name = str(value.get("op"))
     if name not in OPS:
-        near = difflib.get_close_matches(name, OPS, n=3) or sorted(OPS)
-        raise ConfigError(f"{where}: unknown view op {name!r}", hint=f"use one of {', '.join(near)}")
+        raise ConfigError(f"{where}: unknown view op {name!r}", hint=did_you_mean(name, OPS))
     plain = {key: to_json(item) for key, item in value.items() if key != "op"}
     try:
         return from_json(OPS[name], plain, where=f"{where} ({name})")

@@ -6,7 +6,6 @@ belongs to each model. A policy is immutable and holds no random state: the same
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.errors import ConfigError, IncompatibleError, NotFoundError
+from kdcache.nearest import did_you_mean
 from kdcache.specs import ViewSpec
+from kdcache.user_code import find_factory, is_user_factory
 from kdcache.views.ops import (
     HorizontalFlip,
     MixOp,
@@ -71,6 +72,17 @@ class ViewPolicy:
         check_order(self.ops)
 
     @classmethod
+    def named(cls, text: str, *, seed: int = 0) -> ViewPolicy:
+        """What `--augment` accepts: a preset, a FILE.toml, or FILE.py:factory for a transform of the user's own.
+
+        Raises:
+            ConfigError, NotFoundError: see `from_preset`, `from_toml` and `from_user`.
+        """
+        if is_user_factory(text):
+            return cls.from_user(text, seed=seed)
+        return cls.from_toml(text, seed=seed) if text.endswith(".toml") else cls.from_preset(text, seed=seed)
+
+    @classmethod
     def from_preset(cls, name: str, *, seed: int = 0) -> ViewPolicy:
         """A policy by name: none, cifar, imagenet, imagenet-strong or patient.
 
@@ -78,8 +90,7 @@ class ViewPolicy:
             ConfigError: no such preset; the nearest names are given.
         """
         if name not in PRESETS:
-            near = difflib.get_close_matches(name, PRESETS, n=2) or list(PRESETS)
-            raise ConfigError(f"augment: unknown preset {name!r}", hint=f"use {', '.join(near)} or a FILE.toml")
+            raise ConfigError(f"augment: unknown preset {name!r}", hint=did_you_mean(name, PRESETS))
         return cls(name=name, ops=PRESETS[name], seed=seed)
 
     @classmethod
@@ -103,9 +114,33 @@ class ViewPolicy:
         name, ops = table.get("name", path.stem), table.get("ops", [])
         if not isinstance(name, str) or not isinstance(ops, list):
             raise ConfigError(f'{path}: expected name = "..." and [[ops]] tables')
-        return cls(
-            name=name, ops=tuple(op_from_json(op, where=f"{path}: ops[{i}]") for i, op in enumerate(ops)), seed=seed
-        )
+        code = None
+        for i, op in enumerate(ops):
+            if isinstance(op, dict) and op.get("op") == UserTransform.NAME:
+                if set(op) != {"op", "code"}:
+                    raise ConfigError(f'{path}: ops[{i}]: a user-transform takes code = "FILE.py:factory" alone')
+                user = cls.from_user(str(path.parent / str(op["code"])))
+                ops[i], code = op_to_json(user.ops[0]), user.user_code
+        parsed = tuple(op_from_json(op, where=f"{path}: ops[{i}]") for i, op in enumerate(ops))
+        return cls(name=name, ops=parsed, seed=seed, user_code=code)
+
+    @classmethod
+    def from_user(cls, source: str, *, seed: int = 0) -> ViewPolicy:
+        """A policy of one transform of the user's own: `factory()` returns a callable `(image, generator) -> image`.
+
+        The image is uint8 (C, H, W), the generator a seeded `torch.Generator` on the CPU, the only randomness the
+        callable may use; the result is uint8 (C, h, w).
+
+        Raises:
+            ConfigError: the form of `source`, or the factory gives no callable.
+            NotFoundError: there is no such file.
+        """
+        factory = find_factory(source)
+        code = factory.call()
+        if not callable(code):
+            raise ConfigError(f"{source}: expected a callable (image, generator) -> image, found {type(code).__name__}")
+        op = UserTransform(code=f"{factory.path.name}:{factory.function}", digest=factory.code_digest)
+        return cls(name=op.code, ops=(op,), seed=seed, user_code=code)
 
     @classmethod
     def from_spec(cls, spec: ViewSpec, *, user: ViewPolicy | None = None) -> ViewPolicy:
@@ -120,15 +155,8 @@ class ViewPolicy:
             IncompatibleError: the user's transform was not given, or its file has changed since the store was made.
         """
         ops = tuple(op_from_json(op, where=f"views.ops[{i}]") for i, op in enumerate(spec.ops))
-        code = None
-        for op in ops:
-            if isinstance(op, UserTransform):
-                if user is None or user.user_code is None:
-                    raise IncompatibleError(f"the store's views use {op.code}, which was not given", hint=user_hint(op))
-                given = next(item for item in user.ops if isinstance(item, UserTransform))
-                if given.digest != op.digest:
-                    raise IncompatibleError(f"{op.code}: expected sha256 {op.digest:.12}, found {given.digest:.12}")
-                code = user.user_code
+        wanted = next((op for op in ops if isinstance(op, UserTransform)), None)
+        code = _given_code(wanted, user) if wanted else None
         return cls(name=spec.policy, ops=ops, seed=spec.seed, user_code=code)
 
     def spec(
@@ -247,3 +275,15 @@ class ViewPolicy:
                 ]
                 images = torch.stack(views)
         return images.contiguous()
+
+
+def _given_code(wanted: UserTransform, user: ViewPolicy | None) -> UserCode:
+    given = next((op for op in user.ops if isinstance(op, UserTransform)), None) if user else None
+    if user is None or user.user_code is None or given is None:
+        raise IncompatibleError(f"the store's views use {wanted.code}, which was not given", hint=user_hint(wanted))
+    if given.digest != wanted.digest:
+        raise IncompatibleError(
+            f"{wanted.code}: expected sha256 {wanted.digest:.12}, found {given.digest:.12}",
+            hint="give the file as it was when the store was made, or dump a new store",
+        )
+    return user.user_code

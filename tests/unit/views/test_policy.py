@@ -111,7 +111,7 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, says: str) -
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="use cifar"):
+    with pytest.raises(ConfigError, match="did you mean 'cifar'"):
         ViewPolicy.from_preset("cifer")
     with pytest.raises(NotFoundError, match="no file"):
         ViewPolicy.from_toml("nowhere.toml")
