@@ -103,7 +103,7 @@ def _sim_divergence(logits: Tensor, similarity: Similarity, label: Tensor, tempe
     rows = similarity.rows(label).to(logits.dtype)
     scaled = logits / temperature
     negative_entropy = torch.xlogy(rows, rows).sum(dim=1)
-    return negative_entropy - (rows * scaled).sum(dim=1) + scaled.logsumexp(dim=1)
+    return negative_entropy - (rows * scaled.log_softmax(dim=1)).sum(dim=1)
 
 
 def kd_sim_loss(inputs: LossInputs) -> Tensor:

@@ -51,7 +51,12 @@ class WeightSimilarity:
 
 def similarity_rows(some: Tensor, unit: Tensor, *, power: float, beta: float) -> Tensor:
     """softmax(sgn(s) |s|^power / beta) with s the cosines between (M, D) and (K, D) unit rows; (M, K)."""
-    return _floored(torch.softmax(_sharpened(some @ unit.T, power) / beta, dim=1))
+    return _floored(torch.softmax(_sharpened(_cosines(some, unit), power) / beta, dim=1))
+
+
+def _cosines(some: Tensor, unit: Tensor) -> Tensor:
+    with torch.autocast(device_type=some.device.type, enabled=False):  # bfloat16 would move R by 1e-2
+        return some @ unit.T
 
 
 def _sharpened(cosine: Tensor, power: float) -> Tensor:
@@ -74,7 +79,7 @@ def solve_beta(unit: Tensor, *, power: float, confidence: float) -> float:
     """
     classes = len(unit)
     chosen = torch.linspace(0, classes - 1, min(classes, ROWS_TO_SOLVE), device=unit.device).round().long()
-    scores = _sharpened(unit[chosen] @ unit.T, power)
+    scores = _sharpened(_cosines(unit[chosen], unit), power)
     own = torch.arange(len(chosen), device=unit.device)
 
     def mean_confidence(beta: float) -> float:
