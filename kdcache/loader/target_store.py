@@ -49,6 +49,29 @@ class _Table:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _MappedTable:
+    """A view too large for memory: rows are copied from the reader's local memory maps, batch by batch."""
+
+    columns: ViewColumns
+    labels: NDArray[np.int64]
+    topk: int
+    device: torch.device
+
+    def gather(self, rows: Tensor, num_classes: int) -> SoftTargets:
+        chosen = rows.cpu().numpy()
+        kept = self.columns
+        targets = SoftTargets(
+            index=torch.from_numpy(kept.topk_index[chosen].astype(np.int64)),
+            log_prob=torch.from_numpy(kept.topk_log_prob[chosen].astype(np.float32)),
+            tail=torch.from_numpy(kept.tail[chosen].astype(np.float32)),
+            label=torch.from_numpy(self.labels[chosen]),
+            label_log_prob=torch.from_numpy(kept.label_log_prob[chosen].astype(np.float32)),
+            num_classes=num_classes,
+        )
+        return narrow(targets, self.topk).to(self.device, non_blocking=True)
+
+
 class TargetStore:
     """Soft targets by row number; public as `kdcache.open_store`.
 
@@ -63,7 +86,7 @@ class TargetStore:
     def __init__(self, reader: StoreReader, *, device: torch.device | str = "cpu") -> None:
         self._reader = reader
         self.device = torch.device(device)
-        self._tables: OrderedDict[tuple[int, int], _Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, int], _Table | _MappedTable] = OrderedDict()
 
     @property
     def manifest(self) -> StoreManifest:
@@ -155,7 +178,7 @@ class TargetStore:
                 raise ConfigError(f"{self.location}: row {bad} asked for, expected 0 to {self.num_rows - 1}")
         return index.to(self.device, non_blocking=True)
 
-    def _table(self, view: int, topk: int) -> _Table:
+    def _table(self, view: int, topk: int) -> _Table | _MappedTable:
         key = (view, topk)
         if key in self._tables:
             self._tables.move_to_end(key)
@@ -169,9 +192,14 @@ class TargetStore:
                 f"{self.location}: topk {topk} asked for, the store holds {self.topk} classes per row",
                 hint=f"use --topk {self.topk} or less, or dump again with kdcache dump-teacher --topk {topk}",
             )
-        table = _resident(self._reader.view(view), self.labels, self.device)
-        if topk < self.topk:
-            table = _narrowed(table, topk, self.num_classes)
+        columns = self._reader.view(view)
+        table: _Table | _MappedTable
+        if isinstance(columns.topk_index, np.memmap):  # the reader found that the view does not fit in memory
+            table = _MappedTable(columns=columns, labels=self.labels, topk=topk, device=self.device)
+        else:
+            table = _resident(columns, self.labels, self.device)
+            if topk < self.topk:
+                table = _narrowed(table, topk, self.num_classes)
         self._tables[key] = table
         while len(self._tables) > RESIDENT_VIEWS:
             self._tables.popitem(last=False)
@@ -191,32 +219,29 @@ def open_store(location: str | Path, *, device: torch.device | str = "cpu") -> T
     return TargetStore(open_reader(location), device=device)
 
 
-def _class_dtype(num_classes: int) -> torch.dtype:
+def _class_dtype(largest: int) -> type[np.integer]:
     """The smallest integer that holds a class and that torch can gather (its unsigned types above uint8 cannot)."""
-    if num_classes <= 256:
-        return torch.uint8
-    if num_classes <= 32_768:
-        return torch.int16
-    return torch.int32 if num_classes <= 2**31 else torch.int64
+    if largest < 2**8:
+        return np.uint8
+    if largest < 2**15:
+        return np.int16
+    return np.int32 if largest < 2**31 else np.int64
 
 
 def _resident(columns: ViewColumns, labels: NDArray[np.int64], device: torch.device) -> _Table:
     num_rows, topk = columns.topk_index.shape
-    # The stored type's maximum marks a hole; it is at least K, so its size decides too.
-    kind = _class_dtype(max(int(columns.topk_index.max(initial=0)), int(labels.max(initial=0))) + 1)
-    classes = torch.empty((num_rows, topk + 1), dtype=kind)
-    classes[:, :topk] = torch.from_numpy(columns.topk_index.astype(_numpy_dtype(kind)))
-    classes[:, topk] = torch.from_numpy(labels).to(kind)
-    log_probs = torch.empty((num_rows, topk + 1), dtype=torch.from_numpy(columns.topk_log_prob[:0]).dtype)
-    log_probs[:, :topk] = torch.from_numpy(columns.topk_log_prob)
-    log_probs[:, topk] = torch.from_numpy(columns.label_log_prob)
-    tail = torch.tensor(columns.tail)
-    return _Table(classes=classes.to(device), log_probs=log_probs.to(device), tail=tail.to(device))
-
-
-def _numpy_dtype(kind: torch.dtype) -> np.dtype[np.generic]:
-    empty: NDArray[np.generic] = torch.empty(0, dtype=kind).numpy()
-    return empty.dtype
+    kind = _class_dtype(max(int(columns.topk_index.max(initial=0)), int(labels.max(initial=0))))
+    classes = np.empty((num_rows, topk + 1), dtype=kind)
+    classes[:, :topk] = columns.topk_index
+    classes[:, topk] = labels
+    log_probs = np.empty((num_rows, topk + 1), dtype=columns.topk_log_prob.dtype)
+    log_probs[:, :topk] = columns.topk_log_prob
+    log_probs[:, topk] = columns.label_log_prob
+    return _Table(
+        classes=torch.from_numpy(classes).to(device),
+        log_probs=torch.from_numpy(log_probs).to(device),
+        tail=torch.from_numpy(columns.tail.copy()).to(device),
+    )
 
 
 def _narrowed(table: _Table, topk: int, num_classes: int) -> _Table:

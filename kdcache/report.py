@@ -1,0 +1,190 @@
+"""`report`: finished runs side by side, grouped by method, seeds paired against cross-entropy. Reads files only."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import ConfigError, NotFoundError
+from kdcache.training.runs import read_document
+
+BASELINE = "ce"
+# Settings that must agree for two runs to be compared fairly; the others (method, T, k, seed) are what is compared.
+_SHARED = ("student", "dataset", "split", "eval_split", "epochs", "batch_size", "content_digest")
+# Two-sided 95 % quantile of Student's t for 1, 2, ... degrees of freedom; beyond 30 the normal's is within 0.5 %
+# after the 1/df correction used below.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRow:
+    """All runs of one method with one setting.
+
+    Attributes:
+        label: method, with k, T, alpha and options where the compared runs differ in them.
+        runs: how many.
+        accuracy, accuracy_sd: mean and standard deviation of the last epoch's top-1 over runs; sd is None for one run.
+        gain: mean of (accuracy - ce's accuracy with the same seed); None without matching seeds.
+        gain_low, gain_high: 95 % t-interval of the gain; None below two pairs.
+        pairs: how many seeds match.
+        nll, ece, agreement: means; agreement is None where not measured.
+        seconds: mean time of training steps.
+    """
+
+    label: str
+    method: str
+    runs: int
+    accuracy: float
+    accuracy_sd: float | None
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    pairs: int
+    nll: float
+    ece: float
+    agreement: float | None
+    seconds: float
+
+
+def find_runs(places: Sequence[str | Path]) -> list[Path]:
+    """Finished runs among folders: each place is a run folder, or a folder of run folders.
+
+    Raises:
+        NotFoundError: a place holds no finished run.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        inside = [place] if (place / "result.json").is_file() else sorted(p.parent for p in place.glob("*/result.json"))
+        if not inside:
+            raise NotFoundError(
+                f"{place}: no finished run here (no result.json)", hint="kdcache distill --resume finishes one"
+            )
+        found += [path for path in inside if path not in found]
+    return found
+
+
+def compare_runs(places: Sequence[str | Path]) -> list[ReportRow]:
+    """Group finished runs by method and settings and pair their seeds with cross-entropy's.
+
+    Raises:
+        NotFoundError: a place holds no finished run.
+        ConfigError: the runs differ in data, student or budget: their comparison would say nothing about methods.
+    """
+    runs = [read_document(folder / "result.json") for folder in find_runs(places)]
+    runs = [run for run in runs if "student" in run]
+    if not runs:
+        raise NotFoundError("no finished student among these runs", hint="kdcache distill makes one")
+    for name in _SHARED:
+        values = sorted({str(run.get(name)) for run in runs})
+        if len(values) > 1:
+            raise ConfigError(
+                f"the runs differ in {name}: {', '.join(values)}; expected them to differ in method, k, T, seed",
+                hint="report them separately",
+            )
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    labels = _labels(runs)
+    for label, run in zip(labels, runs, strict=True):
+        groups.setdefault(label, []).append(run)
+    baseline = _baseline(groups)
+    rows = [_row(label, members, baseline) for label, members in groups.items()]
+    return sorted(rows, key=lambda row: (row.method != BASELINE, row.accuracy))
+
+
+def text_table(rows: Sequence[ReportRow]) -> str:
+    """The rows as aligned text, accuracies in percent."""
+    header = ("method", "n", "accuracy %", "sd", "gain over ce [95 %]", "NLL", "ECE", "agreement", "seconds")
+    body = [
+        (
+            row.label,
+            str(row.runs),
+            f"{100 * row.accuracy:.2f}",
+            "-" if row.accuracy_sd is None else f"{100 * row.accuracy_sd:.2f}",
+            _gain_text(row),
+            f"{row.nll:.3f}",
+            f"{row.ece:.3f}",
+            "-" if row.agreement is None else f"{100 * row.agreement:.1f}",
+            f"{row.seconds:.1f}",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *body)]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % confidence interval of the mean by Student's t; None below two values."""
+    if len(values) < 2:
+        return None
+    freedom = len(values) - 1
+    quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.960 + 2.4 / freedom
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The method, and those settings in which runs of the same method differ."""
+    labels = []
+    for run in runs:
+        same = [other for other in runs if other["method"] == run["method"]]
+        parts = [str(run["method"])]
+        for name, short in (("topk", "k"), ("temperature", "T"), ("alpha", "alpha"), ("lr", "lr")):
+            if len({other.get(name) for other in same}) > 1:
+                value = run.get(name)
+                parts.append(f"{short}={value:g}" if isinstance(value, int | float) else f"{short}={value}")
+        for name, value in sorted(run.get("options", {}).items()):
+            if len({str(other.get("options", {}).get(name)) for other in same}) > 1:
+                parts.append(f"{name}={value}")
+        if len({other.get("store_key") for other in runs}) > 1 and run["method"] != BASELINE:
+            parts.append(f"store={str(run.get('store_key'))[:8]}")
+        labels.append(" ".join(parts))
+    return labels
+
+
+def _baseline(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[int, float]:
+    """Cross-entropy's accuracy by seed; of several settings (learning rates) the one that is best on the mean."""
+    own = [runs for runs in groups.values() if runs[0]["method"] == BASELINE]
+    if not own:
+        return {}
+    best = max(own, key=lambda runs: statistics.fmean(float(run["accuracy"]) for run in runs))
+    return {int(run["seed"]): float(run["accuracy"]) for run in best}
+
+
+def _row(label: str, runs: Sequence[Mapping[str, Any]], baseline: Mapping[int, float]) -> ReportRow:
+    accuracies = [float(run["accuracy"]) for run in runs]
+    method = str(runs[0]["method"])
+    gains = [run["accuracy"] - baseline[run["seed"]] for run in runs if run["seed"] in baseline and method != BASELINE]
+    interval = t_interval(gains)
+    agreements = [run["agreement"] for run in runs if run.get("agreement") is not None]
+    return ReportRow(
+        label=label,
+        method=method,
+        runs=len(runs),
+        accuracy=statistics.fmean(accuracies),
+        accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
+        gain=statistics.fmean(gains) if gains else None,
+        gain_low=interval[0] if interval else None,
+        gain_high=interval[1] if interval else None,
+        pairs=len(gains),
+        nll=statistics.fmean(float(run["nll"]) for run in runs),
+        ece=statistics.fmean(float(run["ece"]) for run in runs),
+        agreement=statistics.fmean(agreements) if agreements else None,
+        seconds=statistics.fmean(float(run["seconds"]) for run in runs),
+    )
+
+
+def _gain_text(row: ReportRow) -> str:
+    if row.gain is None:
+        return "-"
+    if row.gain_low is None or row.gain_high is None:
+        return f"{100 * row.gain:+.2f}"
+    return f"{100 * row.gain:+.2f} [{100 * row.gain_low:+.2f}, {100 * row.gain_high:+.2f}]"
