@@ -1,0 +1,59 @@
+"""omega_y is the ratio of gradients it claims to be, and the diagnostics say what is in the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdcache.targets.encode import encode_topk
+from kdcache.targets.methods import methods
+from kdcache.targets.rescaling import diagnostics, gradient_rescaling
+
+
+def _case(topk: int = 9) -> tuple[torch.Tensor, object, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    teacher = 2 * torch.randn(40, 9, generator=generator, dtype=torch.float64)
+    label = torch.randint(9, (40,), generator=generator)
+    student = torch.randn(40, 9, generator=generator, dtype=torch.float64).requires_grad_()
+    return student, encode_topk(teacher, label, topk=topk).targets(), label
+
+
+@pytest.mark.parametrize("name", ["kd", "kd-pt"])
+@pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 0.5), (4.0, 0.9), (2.0, 0.0)])
+def test_it_is_the_ratio_of_gradients_on_the_label_and_on_the_rest(name: str, temperature: float, alpha: float) -> None:
+    student, targets, label = _case()
+    rows = torch.arange(40)
+    (kd,) = torch.autograd.grad(
+        methods[name](student, targets, label, temperature=temperature, alpha=alpha).sum(), student
+    )
+    (ce,) = torch.autograd.grad(methods["ce"](student, None, label).sum(), student)
+    omega = gradient_rescaling(student, targets, temperature=temperature, alpha=alpha)
+    torch.testing.assert_close(omega, kd[rows, label] / ce[rows, label], rtol=1e-9, atol=1e-9)
+    wrong = [grad.sum(1) - grad[rows, label] for grad in (kd, ce)]
+    torch.testing.assert_close(omega, wrong[0] / wrong[1], rtol=1e-9, atol=1e-9)
+
+
+def test_it_survives_a_sure_student_in_float32() -> None:
+    teacher = torch.tensor([[20.0, 0.0, 0.0]])
+    targets = encode_topk(teacher, torch.tensor([0]), topk=1).targets()
+    student = torch.tensor([[25.0, 0.0, 0.0]])
+    omega = gradient_rescaling(student, targets, temperature=1.0, alpha=1.0)
+    wrong = 2 * torch.exp(torch.tensor(-25.0))
+    wanted = 1 - 2 * torch.exp(torch.tensor(-20.0)) / wrong
+    torch.testing.assert_close(omega, wanted[None], rtol=1e-4, atol=0)
+
+
+def test_diagnostics_have_the_same_keys_for_every_batch() -> None:
+    student, targets, _ = _case(3)
+    whole = diagnostics(student, targets, temperature=4.0, alpha=0.9)
+    omega = gradient_rescaling(student, targets, temperature=4.0, alpha=0.9)
+    assert whole["omega_mean"] == pytest.approx(float(omega.mean()))
+    assert whole["omega_p50"] == pytest.approx(float(omega.quantile(0.5)))
+    agreement = (student.argmax(1) == targets.index[:, 0]).double().mean()
+    assert whole["teacher_agreement"] == pytest.approx(float(agreement))
+    assert -1 <= whole["omega_confidence_correlation"] <= 1
+    none = diagnostics(student, targets, temperature=4.0, alpha=0.9, mask=torch.zeros(40, dtype=torch.bool))
+    assert set(none) == set(whole)
+    assert none["rows"] == 0
+    one = diagnostics(student[:1], targets.select(torch.tensor([0])), temperature=4.0, alpha=0.9)
+    assert one["omega_confidence_correlation"] == 0
