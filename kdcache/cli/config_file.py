@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from kdcache.cli.nearest import nearest
 from kdcache.errors import ConfigError, NotFoundError
+from kdcache.nearest import did_you_mean
 
 SESSION_OPTIONS = frozenset({"config", "verbose", "quiet", "help", "version"})
 
@@ -74,14 +74,15 @@ def _defaults_per_command(
     tables = {key.replace("_", "-"): value for key, value in content.items() if isinstance(value, Mapping)}
     known_options = {name for names in options.values() for name in names}
     if strange := next((name for name in tables if name not in options), None):
-        raise ConfigError(f"{path}: [{strange}] is not a command.{nearest(strange, options)}")
+        raise ConfigError(f"{path}: [{strange}] is not a command", hint=did_you_mean(strange, options))
     defaults: dict[str, dict[str, Any]] = {name: {} for name in options}
     for key, value in content.items():
         if isinstance(value, Mapping):
             continue
         name = key.replace("-", "_")
         if name not in known_options:
-            raise ConfigError(f"{path}: {key!r} is not an option of any command.{nearest(name, known_options)}")
+            hint = did_you_mean(name, known_options, listing="kdcache COMMAND --help lists them")
+            raise ConfigError(f"{path}: {key!r} is not an option of any command", hint=hint)
         for command_name, names in options.items():
             if name in names:
                 defaults[command_name][names[name].name or name] = _value(names[name], value)
@@ -90,6 +91,7 @@ def _defaults_per_command(
         for key, value in table.items():
             name = key.replace("-", "_")
             if name not in names:
-                raise ConfigError(f"{path}: [{command_name}] has no option {key!r}.{nearest(name, names)}")
+                hint = did_you_mean(name, names, listing=f"kdcache {command_name} --help lists them")
+                raise ConfigError(f"{path}: [{command_name}] has no option {key!r}", hint=hint)
             defaults[command_name][names[name].name or name] = _value(names[name], value)
     return defaults

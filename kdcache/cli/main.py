@@ -14,9 +14,9 @@ from typing import NoReturn
 import click
 
 from kdcache.cli.failures import report_failure
-from kdcache.cli.nearest import nearest
 from kdcache.cli.options import HELP_WIDTH, Settings, settings_options, start_session
 from kdcache.cli.output import close_stdout, restart_stdout
+from kdcache.nearest import did_you_mean
 from kdcache.version import __version__
 
 # Name -> what it does. The module is kdcache.cli.NAME with underscores; its click command is called `command`.
@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Like click's, but an unknown name is answered with the nearest ones in every click version."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            ctx.fail(f"no command {args[0]!r}.{nearest(args[0], COMMANDS)}")
+            ctx.fail(f"no command {args[0]!r}; {did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

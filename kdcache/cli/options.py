@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ class Command(click.Command):
         super().__init__(name, params=[*(params or []), *settings_options()], **attributes)
 
 
-def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+def subcommand(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Decorator: a sub-command of `kdcache` under a name."""
     return click.command(
         name, cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
@@ -166,6 +166,23 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]
         if not values or "" in values:
             self.fail(f"expected values with commas between them, found {value!r}", param, ctx)
         return values
+
+
+def named_values(settings: Sequence[str]) -> dict[str, str]:
+    """`--set NAME=VALUE` words as a mapping; the library checks names and values.
+
+    Raises:
+        click.UsageError: a word without "=", or a name given twice.
+    """
+    values: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not (equals and name.strip()):
+            raise click.UsageError(f"--set {setting!r}: expected OPTION=VALUE")
+        if name.strip() in values:
+            raise click.UsageError(f"--set {name.strip()}: given twice")
+        values[name.strip()] = value.strip()
+    return values
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from tests.architecture.source_tree import Module, modules, top_name
 # Highest first. A module may import its own layer and the ones below; ROOMS of one layer do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__", "cli"}),
-    frozenset({"dump", "teacher_run", "block_pipe", "distill", "teacher_training", "report"}),
+    frozenset({"dump", "dump_estimate", "teacher_run", "block_pipe", "distill", "teacher_training", "report"}),
     frozenset({"datasets", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
     frozenset({"targets", "views", "store"}),
     frozenset({"specs", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code"}),
@@ -145,14 +145,13 @@ def test_nothing_is_unpickled() -> None:
         for item in module.imports
         if item.name.split(".")[0] in banned
     ]
-    # torch.load(weights_only=True) raises pickle's error type; naming it is all that is done with pickle.
+    # torch.load(weights_only=True) raises pickle's error type. CIFAR's own files are pickles: one reader of them
+    # refuses every name but the builders of arrays.
+    allowed = {"UnpicklingError": "", "Unpickler": "kdcache.datasets.torchvision_adapter"}
     for module in modules():
         for node in ast.walk(module.tree):
-            if (
-                isinstance(node, ast.Attribute)
-                and ast.unparse(node.value) == "pickle"
-                and node.attr != "UnpicklingError"
-            ):
+            is_pickle = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle"
+            if is_pickle and allowed.get(node.attr) not in ("", module.name):
                 wrong.append(f"{module.at(node.lineno)} uses pickle.{node.attr}")
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 safe = any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)

@@ -1,0 +1,5 @@
+"""`python -m pipelines.smoke`."""
+
+from pipelines.smoke.run import main
+
+main()
