@@ -103,20 +103,24 @@ class TeacherRun:
             nll -= float(batch.label_log_prob.double().sum())
         return TeacherQuality(rows=len(chosen), top1=right / len(chosen), nll=nll / len(chosen))
 
-    def encoded(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[EncodedBatch]:
-        """Encoded opinions of batches of row numbers, in order, on the teacher's device."""
+    def forward(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Logits (B, K) float32 on the teacher's device and their row numbers, batch after batch."""
         with torch.inference_mode(), _plain_arithmetic():
             for inputs, rows in self._reader.batches(iter(batches), view=view):
                 logits = self._teacher.logits(inputs)
                 self._check_shape(logits, len(rows))
-                labels = torch.from_numpy(self._source.labels[rows]).to(logits.device, non_blocking=True)
-                yield encode_topk(
-                    logits,
-                    labels,
-                    topk=self._codec.topk,
-                    tail_numbers=self._codec.tail_numbers,
-                    first_row=int(rows[0]),
-                )
+                yield logits, rows
+
+    def encoded(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[EncodedBatch]:
+        """Encoded opinions of batches of row numbers, in order, on the teacher's device."""
+        for logits, rows in self.forward(batches, view=view):
+            yield encode_topk(
+                logits,
+                torch.from_numpy(self._source.labels[rows]),
+                topk=self._codec.topk,
+                tail_numbers=self._codec.tail_numbers,
+                first_row=int(rows[0]),
+            )
 
     def fill(self, writer: StoreWriter, pending: Sequence[BlockId], *, batch_size: int) -> None:
         """Ask the teacher about every pending block and commit the answers, writing beside the forward pass."""

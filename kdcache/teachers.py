@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdcache.datasets.source import DataSource
 from kdcache.errors import ConfigError
+from kdcache.loader.inputs import example_shape
 from kdcache.models.head import find_head
 from kdcache.models.preprocess import Preprocessing
 from kdcache.models.registry import build_model, identify_model, resolve_weights
@@ -164,7 +165,7 @@ class TeacherRequest:
         module = module.to(device).eval().requires_grad_(False)
         head = find_head(module, _example_batch(source, built.preprocessing), choice.head)
         if self._choice.numeric_mode == "bfloat16":
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module = module.to(memory_format=torch.channels_last)
         static: dict[str, NDArray[np.generic]] = {}
         if head is not None and head.weight.shape[0] == source.num_classes:
             static["class_weight"] = head.weight.numpy()
@@ -173,15 +174,6 @@ class TeacherRequest:
         digest = self.spec.state_digest or state_digest(module.state_dict())
         spec = replace(self.spec, state_digest=digest, head=head.name if head else "")
         return LoadedTeacher(module=module, spec=spec, preprocessing=built.preprocessing, device=device, static=static)
-
-
-def example_shape(source: DataSource) -> tuple[int, ...]:
-    """Shape of one raw example as models see it: (C, H, W) for uint8 images, else the array's own."""
-    example = source.example(0)
-    if example.dtype == np.uint8 and example.ndim == 3:
-        height, width, channels = example.shape
-        return channels, height, width
-    return tuple(example.shape)
 
 
 def _example_batch(source: DataSource, preprocessing: Preprocessing) -> Tensor:
