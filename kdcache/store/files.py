@@ -1,0 +1,227 @@
+"""Files of a store: guarded reads and durable, atomic writes. Knows paths and bytes, nothing about arrays.
+
+Reads never follow a link inside the store, never open anything but a regular file, and never read more than the caller
+says the file may hold: a store is data from a stranger. Writes appear under their final name whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import ConfigError, CorruptStoreError, HostileStoreError, KdcacheError, NotFoundError, ResourceError
+
+MAX_ROOT_JSON = 16 * 2**20  # 21,000 class names and a few hundred canaries take under 1 MB
+MAX_ARRAY_JSON = 64 * 2**10
+PARTIAL = ".partial"  # the ending of files that are still being written, ours and zarr-python's alike
+WORK_FOLDER = ".kdcache"  # lease and commit records; gone once a store is sealed and closed
+
+
+def local_path(location: str | Path) -> Path:
+    """The local folder a location names.
+
+    Raises:
+        ConfigError: a URL; stores are read and written locally, remote ones are copied first.
+    """
+    text = str(location)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if "://" in text:
+        raise ConfigError(
+            f"{text}: expected a local folder, found a URL", hint=f"kdcache pull {text} DIR, then use DIR"
+        )
+    return Path(text)
+
+
+def read_bytes(root: Path, relative: str, *, limit: int) -> bytes:
+    """The bytes of one file of a store.
+
+    Args:
+        root: the store's folder; it may itself be reached through a link, nothing under it may.
+        relative: path under the root with forward slashes.
+        limit: the most bytes the file may hold.
+
+    Raises:
+        FileNotFoundError: there is no such file (the caller says what that means).
+        HostileStoreError: a link, a special file, or more than `limit` bytes.
+        ResourceError: no permission.
+    """
+    with as_store_errors(root / relative):
+        descriptor = _open_inside(root, relative)
+        try:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                raise HostileStoreError(f"{root / relative}: expected a regular file, found something else")
+            if info.st_size > limit:
+                raise HostileStoreError(
+                    f"{root / relative}: {info.st_size} bytes; expected at most {limit} from the store's own manifest"
+                )
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(limit + 1)
+        finally:
+            os.close(descriptor)
+
+
+def _open_inside(root: Path, relative: str) -> int:
+    """Open part by part without following links, so that no rename in between leads outside."""
+    parts = relative.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise HostileStoreError(f"{root}: the path {relative!r} does not stay inside the store")
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        # O_NONBLOCK: a named pipe must not hang the reader
+        return os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        # a link: ELOOP for the last part, ENOTDIR for a folder; a device without a driver: ENXIO
+        if error.errno in (errno.ELOOP, errno.ENXIO) or (error.errno == errno.ENOTDIR and _is_link(root, parts)):
+            raise HostileStoreError(f"{root / relative}: a link or special file inside a store is refused") from error
+        raise
+    finally:
+        os.close(folder)
+
+
+def _is_link(root: Path, parts: list[str]) -> bool:
+    return any(root.joinpath(*parts[: depth + 1]).is_symlink() for depth in range(len(parts)))
+
+
+def read_json(root: Path, relative: str, *, limit: int) -> Any:
+    """Parsed JSON of one file of a store; errors as `read_bytes`, and CorruptStoreError when it is not JSON."""
+    data = read_bytes(root, relative, limit=limit)
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{root / relative}: expected JSON, found something else ({error})") from error
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def walk_files(root: Path, *, under: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """(relative path, stat) of every entry that is not a folder, links not followed; the work folder is left out.
+
+    Raises:
+        HostileStoreError: a link inside the store, or more than 64 levels.
+    """
+    start = root / under if under else root
+    if start.is_symlink() and under:
+        raise HostileStoreError(f"{start}: a link inside a store is refused")
+    stack = [(start, 0)]
+    while stack:
+        folder, depth = stack.pop()
+        if depth > 64:
+            raise HostileStoreError(f"{folder}: folders nested deeper than any store's")
+        with as_store_errors(folder), os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name == WORK_FOLDER and folder == root:
+                    continue
+                if entry.is_symlink():
+                    raise HostileStoreError(f"{entry.path}: a link inside a store is refused")
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append((Path(entry.path), depth + 1))
+                else:
+                    yield Path(entry.path).relative_to(root).as_posix(), entry.stat(follow_symlinks=False)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file durably: temporary name, fsync, rename, fsync of the folder.
+
+    Raises:
+        ResourceError: no space, no permission or a failing disk.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    with as_store_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON durably (`write_atomic`)."""
+    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents durably; fine when it exists."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with as_store_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a written file to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries (new names, renames, removals) to the disk."""
+    sync_file(path)
+
+
+def remove_partials(root: Path, *, under: str = "") -> int:
+    """Remove what a killed writer left half-written; returns how many files."""
+    removed = 0
+    for relative, _ in list(walk_files(root, under=under)):
+        if relative.endswith(PARTIAL):
+            (root / relative).unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+@contextmanager
+def as_store_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors about a path into kdcache's; FileNotFoundError passes through."""
+    try:
+        yield
+    except (KdcacheError, FileNotFoundError):
+        raise
+    except NotADirectoryError as error:
+        raise NotFoundError(f"{path}: expected a store (a folder), found a file on the way") from error
+    except OSError as error:
+        raise ResourceError(f"{path}: {error.strerror or error}", hint=_hint_for(error)) from error
+
+
+_HINTS: dict[int, str] = {
+    errno.ENOSPC: "free some space, then give the same command again: it continues where it stopped",
+    errno.EDQUOT: "free some space of your quota, then give the same command again",
+    errno.EACCES: "check the permissions of this path",
+    errno.EPERM: "check the permissions of this path",
+    errno.EROFS: "choose a place that can be written",
+}
+
+
+def _hint_for(error: OSError) -> str:
+    return _HINTS.get(error.errno or 0, "check the disk, then give the same command again")
+
+
+def tree_bytes(root: Path) -> dict[str, int]:
+    """Bytes on disk per first path part ("topk_index", "zarr.json", ...)."""
+    totals: dict[str, int] = {}
+    for relative, info in walk_files(root):
+        name = relative.split("/")[0]
+        totals[name] = totals.get(name, 0) + info.st_size
+    return totals

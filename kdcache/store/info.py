@@ -1,0 +1,65 @@
+"""What a store is, in one dictionary, without decoding or importing anything heavy (for `kdcache info`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdcache.store.files import WORK_FOLDER, local_path, tree_bytes
+from kdcache.store.layout import layout_of, row_bytes
+from kdcache.store.lease import holder_of
+from kdcache.store.ledger import read_records
+from kdcache.store.manifest_file import read_manifest
+
+
+def describe(location: str | Path) -> dict[str, Any]:
+    """Facts about a store: manifest, arrays, bytes on disk, progress; plain JSON values.
+
+    Args:
+        location: local folder.
+
+    Returns:
+        "location", "complete", "store_key", "root_digest", "manifest" (JSON), "rows", "views", "arrays" (name -> shape,
+        dtype, bytes_on_disk), "bytes_on_disk", "bytes_per_row" (per row and view, store-level arrays left out),
+        "bytes_per_row_uncompressed", "full_logits_bytes" (float32, all K, all views), and "progress" for an unfinished
+        store: blocks "committed" and "total", "writer" (who writes it now, or None).
+
+    Raises:
+        NotFoundError, IncompatibleError, CorruptStoreError: as `read_manifest`.
+    """
+    root = local_path(location)
+    manifest = read_manifest(root)
+    layout = layout_of(manifest)
+    on_disk = tree_bytes(root)
+    cells = manifest.dataset.num_rows * manifest.num_views
+    features = sum(size for name, size in on_disk.items() if name == "features")
+    per_row = [array.name for array in layout.values() if array.kind in ("view_rows", "rows") and "/" not in array.name]
+    facts: dict[str, Any] = {
+        "location": str(root),
+        "complete": manifest.complete,
+        "store_key": manifest.store_key,
+        "root_digest": manifest.root_digest,
+        "rows": manifest.dataset.num_rows,
+        "views": manifest.num_views,
+        "arrays": {
+            array.name: {
+                "shape": list(array.shape),
+                "dtype": array.dtype.name,
+                "bytes_on_disk": on_disk.get(array.name, 0),
+            }
+            for array in layout.values()
+        },
+        "bytes_on_disk": sum(on_disk.values()),
+        "bytes_per_row": round((sum(on_disk.get(name, 0) for name in per_row) + features) / cells, 3),
+        "bytes_per_row_uncompressed": row_bytes(layout),
+        "full_logits_bytes": 4 * cells * manifest.dataset.num_classes,
+        "manifest": manifest.to_json(),
+    }
+    if not manifest.complete:
+        holder = holder_of(root) if (root / WORK_FOLDER).is_dir() else None
+        facts["progress"] = {
+            "committed": len(read_records(root, manifest)),
+            "total": manifest.num_views * manifest.blocks_per_view,
+            "writer": None if holder is None else str(holder),
+        }
+    return facts

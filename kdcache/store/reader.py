@@ -1,0 +1,273 @@
+"""Opening a store and reading its views, verified against the ledger before a single number is handed out.
+
+Opening reads metadata and the ledger only. A view is decoded once per process, whole, and stays resident. No torch, and
+no zarr: the chunks of format 1 are decoded by `chunks`, which believes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError, UnfinishedStoreError
+from kdcache.specs import StoreManifest
+from kdcache.store.block_reader import (
+    check_block,
+    check_static,
+    read_block,
+    read_commit,
+    read_static,
+    repair_hint,
+    stated_records,
+)
+from kdcache.store.blocks import BlockId, all_blocks, blocks_of_view
+from kdcache.store.files import local_path
+from kdcache.store.layout import layout_of
+from kdcache.store.ledger import commit_row, root_digest
+from kdcache.store.manifest_file import check_metadata, read_manifest
+from kdcache.store.resident import (
+    LoadedView,
+    ViewColumns,
+    default_cache,
+    free_memory,
+    load_view,
+    load_view_mapped,
+    refuse_bomb,
+    view_bytes,
+)
+
+__all__ = ["StoreReader", "ViewColumns", "open_reader", "read_manifest"]
+
+# Verified views that are still in use somewhere in this process, by (root digest, view): verified once per process.
+_LOADED: weakref.WeakValueDictionary[tuple[str, int], LoadedView] = weakref.WeakValueDictionary()
+
+
+def open_reader(
+    location: str | Path,
+    *,
+    allow_unfinished: bool = False,
+    ram_budget: int | None = None,
+    cache: str | Path | None = None,
+    threads: int | None = None,
+) -> StoreReader:
+    """Open a store: manifest, array metadata, ledger and root digest are checked; no array is decoded.
+
+    Args:
+        location: local folder.
+        allow_unfinished: open a store that is not sealed; only views whose blocks are all committed can be read.
+        ram_budget: bytes a view may take in RAM; a larger one goes to a memory map. None: half of what is free.
+        cache: folder of the memory-mapped caches; None: KDCACHE_CACHE or the user's cache folder.
+        threads: decoding threads; None: one per CPU this process may use.
+
+    Raises:
+        NotFoundError, IncompatibleError: not a store, or a store of a newer format.
+        UnfinishedStoreError: not sealed; the hint continues it.
+        CorruptStoreError: metadata or ledger are damaged; HostileStoreError where they ask for what no store has.
+    """
+    root = local_path(location)
+    manifest = read_manifest(root)
+    layout = layout_of(manifest)
+    if not manifest.complete:
+        records = {place: record.sha256 for place, record in stated_records(root, manifest, layout).items()}
+        if not allow_unfinished:
+            total = manifest.num_views * manifest.blocks_per_view
+            raise UnfinishedStoreError(
+                f"{root}: unfinished, {len(records)} of {total} blocks are committed; expected a sealed store",
+                hint=f"give the dump-teacher command that started it again, with --out {root}: it continues",
+            )
+        return StoreReader(root, manifest, records, "", ram_budget=ram_budget, cache=cache, threads=threads)
+    for array in layout.values():
+        check_metadata(root, array)
+    commit = read_commit(root, layout["commit"])
+    found = root_digest(manifest, commit)
+    if found != manifest.root_digest:
+        raise CorruptStoreError(
+            f"{root}: manifest and ledger have root digest {found[:16]}..., the store says"
+            f" {manifest.root_digest[:16]}...: the manifest or the ledger was edited",
+            hint=repair_hint(root),
+        )
+    digests = {
+        (block.view, block.block): commit[commit_row(manifest, block.view, block.block)].tobytes().hex()
+        for block in all_blocks(manifest)
+    }
+    static = commit[0].tobytes().hex()
+    return StoreReader(root, manifest, digests, static, ram_budget=ram_budget, cache=cache, threads=threads)
+
+
+class StoreReader:
+    """An open store; get one from `open_reader`. Safe to share between threads.
+
+    Attributes:
+        manifest: what the store says about itself.
+        location: its folder.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: StoreManifest,
+        digests: Mapping[tuple[int, int], str],
+        static: str,
+        *,
+        ram_budget: int | None,
+        cache: str | Path | None,
+        threads: int | None,
+    ) -> None:
+        self.manifest = manifest
+        self.location = str(root)
+        self._root = root
+        self._layout = layout_of(manifest)
+        self._digests = digests
+        self._static_digest = static
+        self._static: dict[str, NDArray[Any]] | None = None
+        self._ram_budget = ram_budget
+        self._cache = Path(cache) if cache is not None else default_cache()
+        self._threads = threads if threads is not None else len(os.sched_getaffinity(0))
+        self._rows: dict[str, NDArray[Any]] | None = None
+        self._current: LoadedView | None = None
+        self._next: tuple[int, Future[LoadedView]] | None = None
+        self._lock = threading.RLock()
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcache-prefetch")
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) int64 ground truth, verified on first use."""
+        return self.row_array("label").astype(np.int64)
+
+    @property
+    def row_digests(self) -> NDArray[np.uint16]:
+        """(N,) uint16 digests of the raw examples, verified on first use."""
+        return self.row_array("row_digest")
+
+    def row_array(self, name: str) -> NDArray[Any]:
+        """An array without a view axis (N, ...), verified on first use.
+
+        Raises:
+            IncompatibleError: the store has no such array.
+        """
+        with self._lock:
+            if self._rows is None and self._current is None:
+                self.view(0)  # most readers want view 0 next: one decode instead of two
+            if self._rows is None:
+                self._rows = self._read_rows()
+            if name not in self._rows:
+                raise self._absent(name)
+            return self._rows[name]
+
+    def view(self, view: int) -> ViewColumns:
+        """The columns of one view: every block checked against the ledger, decoded once, then resident (one view).
+
+        Raises:
+            ConfigError: no such view.
+            UnfinishedStoreError: blocks of it are not committed yet.
+            CorruptStoreError, ChecksumError: damage; the message names array, view, block and rows.
+            ResourceError: neither memory nor cache space for it.
+        """
+        with self._lock:
+            if self._current is None or self._current.columns.view != view:
+                self._check_view(view)
+                self._current = None  # before loading the next one: two resident views would double the memory
+                self._current = self._take(view)
+                if self._current.rows and self._rows is None:
+                    self._rows = dict(self._current.rows)
+            return self._current.columns
+
+    def prefetch(self, view: int) -> None:
+        """Begin to load a view in the background; the next `view(view)` takes it. One at a time; a repeat is free."""
+        with self._lock:
+            self._check_view(view)
+            current = self._current
+            if (current is not None and current.columns.view == view) or (self._next and self._next[0] == view):
+                return
+            self._next = (view, self._background.submit(self._load, view))
+
+    def blocks(self, view: int) -> Iterator[tuple[BlockId, dict[str, NDArray[Any]]]]:
+        """Stream a view block by block, each verified; memory stays at one block. Errors as `view`."""
+        self._check_view(view)
+        for block in blocks_of_view(self.manifest, view):
+            columns = read_block(self._root, self.manifest, self._layout, block)
+            check_block(self._root, self.manifest, block, columns, self._digest(block))
+            yield block, columns
+
+    def static(self, name: str) -> NDArray[Any]:
+        """A store-level array such as class_weight (K, D) float32, verified on first use.
+
+        Raises:
+            IncompatibleError: the store has no such array.
+        """
+        with self._lock:
+            if name not in self._layout or self._layout[name].kind != "static":
+                raise self._absent(name)
+            if self._static is None:
+                arrays = read_static(self._root, self._layout)
+                if self._static_digest:
+                    check_static(self._root, self.manifest, arrays, self._static_digest)
+                self._static = arrays
+            return self._static[name]
+
+    def close(self) -> None:
+        """Drop what is resident and end the background thread; the reader can still be used."""
+        with self._lock:
+            self._next = None
+            self._current = None
+            self._background.shutdown(wait=True)
+            self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdcache-prefetch")
+
+    def _check_view(self, view: int) -> None:
+        if not 0 <= view < self.manifest.num_views:
+            raise ConfigError(f"{self.location}: view {view}; expected 0 to {self.manifest.num_views - 1}")
+        missing = [block for block in blocks_of_view(self.manifest, view) if (view, block.block) not in self._digests]
+        if missing:
+            raise UnfinishedStoreError(
+                f"{self.location}: {len(missing)} blocks of view {view} are not written yet, the first is {missing[0]}",
+                hint="give the dump-teacher command that started it again: it continues",
+            )
+
+    def _digest(self, block: BlockId) -> str:
+        return self._digests[block.view, block.block]
+
+    def _take(self, view: int) -> LoadedView:
+        waiting, self._next = self._next, None
+        if waiting is not None and waiting[0] == view:
+            return waiting[1].result()
+        return self._load(view)
+
+    def _load(self, view: int) -> LoadedView:
+        manifest, layout = self.manifest, self._layout
+        key = (manifest.root_digest, view)
+        loaded = _LOADED.get(key) if manifest.complete else None
+        if loaded is not None:
+            return loaded
+        refuse_bomb(self._root, manifest, layout, view)
+        budget = self._ram_budget if self._ram_budget is not None else free_memory() // 2
+        if manifest.complete and view_bytes(manifest, layout, view) > budget:
+            loaded = load_view_mapped(self._root, manifest, layout, view, self._digest, cache=self._cache)
+        else:
+            loaded = load_view(self._root, manifest, layout, view, self._digest, threads=self._threads)
+        if manifest.complete:
+            _LOADED[key] = loaded
+        return loaded
+
+    def _read_rows(self) -> dict[str, NDArray[Any]]:
+        """`label`, `row_digest` and the like: part of view 0's blocks, so all of these are decoded, one at a time."""
+        names = [array.name for array in self._layout.values() if array.kind == "rows"]
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+        for _, columns in self.blocks(0):
+            for name in names:
+                parts[name].append(columns[name])
+        return {name: np.concatenate(pieces) for name, pieces in parts.items()}
+
+    def _absent(self, name: str) -> IncompatibleError:
+        have = ", ".join(self._layout)
+        return IncompatibleError(
+            f"{self.location}: the store has no {name!r}; it holds {have}",
+            hint="dump it again with a teacher that offers it, or choose a method that does not need it",
+        )

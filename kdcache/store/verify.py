@@ -1,0 +1,244 @@
+"""`verify`: every byte of a store against its ledger, and with `deep` every value against its invariants.
+
+No teacher, no data set, no torch. Damage is listed, not raised, so that one run names all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.errors import CorruptStoreError, HostileStoreError
+from kdcache.specs import StoreManifest
+from kdcache.store.block_reader import (
+    check_block,
+    check_static,
+    read_block_array,
+    read_commit,
+    read_static,
+    repair_hint,
+    stated_records,
+)
+from kdcache.store.blocks import BlockId, all_blocks, block_at
+from kdcache.store.files import PARTIAL, local_path, walk_files
+from kdcache.store.layout import ArrayLayout, block_arrays, layout_of
+from kdcache.store.ledger import commit_row, root_digest
+from kdcache.store.manifest_file import ROOT_FILE, check_metadata, group_folders, read_manifest
+from kdcache.store.values import mass_tolerance, problems_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        array: the array, or the file for anything else.
+        block: block number within the view, or None.
+        view: view number, or None.
+        rows: half-open range of rows (start, stop), or None.
+        what: what is wrong, found and expected.
+        repair: what to type.
+        error: name of the error class that reading it raises.
+    """
+
+    array: str
+    what: str
+    repair: str
+    error: str = "CorruptStoreError"
+    block: int | None = None
+    view: int | None = None
+    rows: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        place = (
+            "" if self.rows is None else f" view {self.view} block {self.block} rows {self.rows[0]}..{self.rows[1] - 1}"
+        )
+        return f"{self.array}{place}: {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What `verify_store` found.
+
+    Attributes:
+        location: the store.
+        complete: whether it is sealed.
+        deep: whether values were checked, too.
+        blocks_checked: blocks whose bytes match the ledger.
+        blocks_total: blocks the store has or shall have.
+        problems: all damage found.
+        root_digest: of a sealed store.
+    """
+
+    location: str
+    complete: bool
+    deep: bool
+    blocks_checked: int
+    blocks_total: int
+    problems: tuple[Problem, ...]
+    root_digest: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """4 damaged, 3 unfinished, 0 sound."""
+        return 4 if self.problems else 0 if self.complete else 3
+
+
+def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
+    """Check structure, metadata, ledger and every byte of a store, one block in memory at a time.
+
+    Args:
+        location: local folder.
+        deep: also check values: indices below K and unique, log p descending and at most 0, mass 1, labels in range.
+
+    Raises:
+        NotFoundError, IncompatibleError: there is no store of a format this program reads.
+        ResourceError: no permission.
+    """
+    root = local_path(location)
+    try:
+        manifest = read_manifest(root)
+    except CorruptStoreError as error:
+        problem = _problem(ROOT_FILE, error, root)
+        return VerifyReport(
+            location=str(root), complete=False, deep=deep, blocks_checked=0, blocks_total=0, problems=(problem,)
+        )
+    layout = layout_of(manifest)
+    problems = list(_structure_problems(root, layout, sealed=manifest.complete))
+    digests, static, ledger_problems = _digests(root, manifest, layout)
+    problems += ledger_problems
+    if manifest.complete and not ledger_problems:
+        problems += _file_problems(root, manifest, layout)
+        problems += _static_problems(root, manifest, layout, static)
+    checked = 0
+    for place, sha256 in digests.items():
+        block = block_at(manifest, *place)
+        found = list(_block_problems(root, manifest, layout, block, sha256, deep=deep))
+        checked += not found
+        problems += found
+    return VerifyReport(
+        location=str(root),
+        complete=manifest.complete,
+        deep=deep,
+        blocks_checked=checked,
+        blocks_total=manifest.num_views * manifest.blocks_per_view,
+        problems=tuple(problems),
+        root_digest=manifest.root_digest,
+    )
+
+
+def _digests(
+    root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout]
+) -> tuple[dict[tuple[int, int], str], str, list[Problem]]:
+    """Ledger digest per block, that of the store-level arrays ("" when unknown), and what is wrong with the ledger."""
+    if not manifest.complete:
+        return {place: record.sha256 for place, record in stated_records(root, manifest, layout).items()}, "", []
+    problems = []
+    try:
+        commit = read_commit(root, layout["commit"])
+    except CorruptStoreError as error:
+        problems.append(_problem("commit", error, root))
+        commit = read_commit(root, layout["commit"], lenient=True)
+        if commit.shape != layout["commit"].shape:
+            return {}, "", problems
+    found = root_digest(manifest, commit)
+    if found != manifest.root_digest:
+        what = f"root digest of manifest and ledger is {found}, expected {manifest.root_digest}: one of them was edited"
+        problems.append(Problem(array=ROOT_FILE, what=what, repair=repair_hint(root)))
+    digests = {
+        (block.view, block.block): commit[commit_row(manifest, block.view, block.block)].tobytes().hex()
+        for block in all_blocks(manifest)
+    }
+    return digests, commit[0].tobytes().hex(), problems
+
+
+def _structure_problems(root: Path, layout: dict[str, ArrayLayout], *, sealed: bool) -> Iterator[Problem]:
+    for array in layout.values():
+        if not sealed and array.kind == "commit":
+            continue
+        try:
+            check_metadata(root, array)
+        except CorruptStoreError as error:
+            yield _problem(array.name, error, root)
+
+
+def _file_problems(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout]) -> list[Problem]:
+    expected = {
+        ROOT_FILE,
+        *(f"{group}/{ROOT_FILE}" for group in group_folders(layout)),
+        *expected_chunks(manifest, layout),
+    }
+    expected |= {f"{array.name}/{ROOT_FILE}" for array in layout.values()}
+    problems = []
+    try:
+        for relative, info in walk_files(root):
+            if relative not in expected:
+                kind = "left by a killed writer" if relative.endswith(PARTIAL) else "not part of the store"
+                what = f"unexpected file of {info.st_size} bytes, {kind}"
+                problems.append(Problem(array=relative, what=what, repair=f"remove {root / relative}"))
+    except HostileStoreError as error:
+        problems.append(_problem(str(root), error, root))
+    return problems
+
+
+def expected_chunks(manifest: StoreManifest, layout: dict[str, ArrayLayout]) -> set[str]:
+    """Paths of all chunk files of a sealed store."""
+    paths = {layout["commit"].chunk_path(0, 0)}
+    for array in layout.values():
+        if array.kind == "static":
+            steps = range(-(-array.shape[0] // array.chunk_shape[0]))
+            paths |= {array.chunk_path(step, *(0 for _ in array.shape[1:])) for step in steps}
+        elif array.kind != "commit":
+            views = range(manifest.num_views if array.kind == "view_rows" else 1)
+            paths |= {array.block_chunk_path(v, b) for v in views for b in range(manifest.blocks_per_view)}
+    return paths
+
+
+def _static_problems(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout], static: str) -> list[Problem]:
+    try:
+        check_static(root, manifest, read_static(root, layout), static)
+    except CorruptStoreError as error:
+        return [_problem("store-level arrays", error, root)]
+    return []
+
+
+def _block_problems(
+    root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout], block: BlockId, sha256: str, *, deep: bool
+) -> Iterator[Problem]:
+    sound = True
+    columns = {}
+    for array in block_arrays(layout, block.view):
+        try:
+            columns[array.name] = read_block_array(root, array, block)
+        except CorruptStoreError as error:
+            sound = False
+            yield _problem(array.name, error, root, block)
+    if not sound:
+        return
+    try:
+        check_block(root, manifest, block, columns, sha256)
+    except CorruptStoreError as error:
+        yield _problem(f"one of {', '.join(columns)}", error, root, block)
+        return
+    if deep:
+        tolerance = mass_tolerance(manifest.codec.precision)
+        for name, rows, what in problems_of(manifest, block, columns, mass_tolerance=tolerance):
+            first, count = block.start + int(rows[0]), len(rows)
+            text = f"{what} in {count} rows, the first is {first}; the bytes are as committed: they were written wrong"
+            yield Problem(
+                array=name, what=text, repair="dump a new store", block=block.block, view=block.view,
+                rows=(first, block.start + int(rows[-1]) + 1), error="CorruptStoreError",
+            )  # fmt: skip
+
+
+def _problem(array: str, error: CorruptStoreError, root: Path, block: BlockId | None = None) -> Problem:
+    return Problem(
+        array=array,
+        what=error.message,
+        repair=error.hint or repair_hint(root),
+        error=type(error).__name__,
+        block=None if block is None else block.block,
+        view=None if block is None else block.view,
+        rows=None if block is None else (block.start, block.stop),
+    )
