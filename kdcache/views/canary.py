@@ -120,6 +120,7 @@ def check_canaries(
     policy: ViewPolicy,
     spec: ViewSpec,
     read_image: ReadImage,
+    num_rows: int,
     *,
     allow_drift: bool = False,
     device: torch.device | str | None = None,
@@ -127,6 +128,7 @@ def check_canaries(
     """Replay the manifest's canaries from their stored outcomes and compare.
 
     Args:
+        num_rows: N of the data set; a canary of a row beyond it is corrupt.
         allow_drift: report drift instead of refusing it.
 
     Returns:
@@ -138,7 +140,7 @@ def check_canaries(
     """
     rounding: list[str] = []
     drifted: list[str] = []
-    canaries = [_parse(value, i) for i, value in enumerate(spec.canaries)]
+    canaries = [_parse(value, i, num_rows) for i, value in enumerate(spec.canaries)]
     for i, canary in enumerate(canaries):
         outcomes = policy.unpack(_packed(canary, policy, i))
         pixels = _replay(policy, read_image(canary.row), outcomes, device)
@@ -164,7 +166,7 @@ def check_sampling(policy: ViewPolicy, spec: ViewSpec, num_rows: int) -> None:
         CorruptStoreError: a canary is malformed.
     """
     for i, value in enumerate(spec.canaries):
-        canary = _parse(value, i)
+        canary = _parse(value, i, num_rows)
         stored = policy.unpack(_packed(canary, policy, i))
         sizes = np.array([canary.size], dtype=np.int64)
         drawn = policy.sample(np.array([canary.row]), canary.view, sizes=sizes, num_rows=num_rows)
@@ -221,10 +223,11 @@ def _sample(pixels: Tensor) -> NDArray[np.uint8]:
     return sample
 
 
-def _parse(value: Any, i: int) -> Canary:
+def _parse(value: Any, i: int, num_rows: int) -> Canary:
     canary = from_json(Canary, to_json(value), where=f"views.canaries[{i}]")
-    if len(canary.shape) != 3 or len(canary.size) != 2 or min(canary.row, canary.view, *canary.shape) < 0:
-        raise CorruptStoreError(f"views.canaries[{i}]: row, view, size or shape make no sense")
+    shaped = len(canary.shape) == 3 and len(canary.size) == 2 and min(*canary.shape, *canary.size) >= 1
+    if not shaped or canary.view < 0 or not 0 <= canary.row < num_rows:
+        raise CorruptStoreError(f"views.canaries[{i}]: row {canary.row}, view, size or shape make no sense")
     return canary
 
 

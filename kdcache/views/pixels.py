@@ -74,9 +74,7 @@ def apply_op(op: Op, image: Tensor, outcome: np.void, position: int, user_code: 
             if op.size:
                 image = F.resize_image(image, [op.size, op.size], antialias=True)
         case PadCrop():
-            down, right = op.padding - number("top"), op.padding - number("left")
-            # A negative padding cuts: half the time of torchvision's crop_image, which cuts and then pads.
-            image = torch.nn.functional.pad(image, (right, -right, down, -down))
+            image = _shifted(image, op.padding - number("top"), op.padding - number("left"))
         case HorizontalFlip():
             image = F.horizontal_flip_image(image) if number("flipped") else image
         case ColourJitter():
@@ -108,6 +106,13 @@ def apply_op_batch(op: Op, images: Tensor, outcomes: Outcomes, position: int) ->
             return both.index_select(0, torch.from_numpy(chosen).to(images.device))
         case _:
             raise ConfigError(f"view op {op.NAME!r} has no kernel for a batch")
+
+
+def _shifted(image: Tensor, down: int, right: int) -> Tensor:
+    if abs(down) >= image.shape[-2] or abs(right) >= image.shape[-1]:
+        return torch.zeros_like(image)  # the crop is all padding: only where the padding is wider than the image
+    # A negative padding cuts: half the time of torchvision's crop_image, which cuts and then pads.
+    return torch.nn.functional.pad(image, (right, -right, down, -down))
 
 
 def _crop_windows(images: Tensor, top: NDArray[np.uint8], left: NDArray[np.uint8], padding: int) -> Tensor:
