@@ -121,7 +121,7 @@ class DistillPlan:
         )
         return TrainingFeed(
             reader,
-            torch.from_numpy(self._source.labels).to(self._processes.device),
+            torch.tensor(self._source.labels).to(self._processes.device),
             batch_size=self.training.batch_size,
             seed=self.training.seed,
             rank=self._processes.rank,

@@ -227,7 +227,7 @@ def _as_it_is(answer: Any) -> Any:
 
 def _as_tensor(example: NDArray[np.generic]) -> Tensor:
     """uint8 (H, W, C) becomes (C, H, W); everything else keeps its shape."""
-    tensor = torch.from_numpy(np.ascontiguousarray(example))
+    tensor = torch.tensor(example)  # a copy: decoded images are read-only, which torch would warn about
     return tensor.permute(2, 0, 1).contiguous() if tensor.dtype == torch.uint8 and tensor.ndim == 3 else tensor
 
 
@@ -241,7 +241,7 @@ def _resident_array(
     """All examples as one tensor, images channels first, or None when they must be decoded or resized one by one."""
     if not isinstance(source, ArraySource) or preprocessing.spatial or (policy is not None and policy.squashes):
         return None
-    array = torch.from_numpy(source.examples)
+    array = torch.from_numpy(source.examples if source.examples.flags.writeable else source.examples.copy())
     if array.dtype == torch.uint8 and array.ndim == 4:
         array = array.permute(0, 3, 1, 2).contiguous()
     return array.to(device) if array.nbytes <= RESIDENT_BYTES else array

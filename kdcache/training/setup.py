@@ -90,7 +90,7 @@ def evaluation_on(
         teacher: a store over the same rows; its most probable class gives the agreement.
     """
     reader = InputReader(source, preprocessing, workers=workers, device=processes.device)
-    labels = torch.from_numpy(source.labels).to(processes.device)
+    labels = torch.tensor(source.labels).to(processes.device)
     share = np.arange(processes.rank, len(source), processes.world_size, dtype=np.int64)
     batches = [share[start : start + EVALUATION_ROWS] for start in range(0, len(share), EVALUATION_ROWS)]
 
