@@ -9,6 +9,7 @@ the shares, and parameters of a method are treated like the model's.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -92,7 +93,7 @@ def train(
     run = _Run(model, feed, objective, config, processes)
     if resume:
         run.restore(folder)
-    folder.forget_from(run.epochs_done)
+    folder.forget_after(run.epochs_done)
     try:
         for epoch in range(run.epochs_done, config.epochs):
             trained = run.train_epoch(epoch)
@@ -191,10 +192,12 @@ class _Run:
         provenance: dict[str, object],
     ) -> None:
         """Log, save weights, and checkpoint last: a kill before it repeats the epoch with the same outcome."""
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters)
+        if not finite or (evaluation is not None and not math.isfinite(evaluation.nll)):
+            what = "test NLL is" if finite else "weights are"
             raise NumericError(
-                f"epoch {epoch + 1}: the weights are NaN or infinite after the epoch's last steps; the checkpoint of "
-                "the epoch before is kept",
+                f"epoch {epoch + 1}: the {what} NaN or infinite after the epoch's last steps; the checkpoint of the "
+                "epoch before is kept",
                 hint="lower --lr or set a gradient norm with --clip-grad",
             )
         self.epochs_done = epoch + 1

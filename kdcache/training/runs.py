@@ -68,7 +68,7 @@ class RunFolder:
         self._write("config.json", to_json(config))
 
     def log(self, epoch: int, figures: Mapping[str, float | int | None]) -> None:
-        """Append one epoch's figures to metrics.jsonl and TensorBoard."""
+        """Append one epoch's figures (epochs count from 1) to metrics.jsonl and TensorBoard."""
         if not self.writes:
             return
         shown = {name: value for name, value in figures.items() if value is not None}
@@ -79,12 +79,12 @@ class RunFolder:
         for name, value in shown.items():
             self._board.add_scalar(name, value, epoch)
 
-    def forget_from(self, epoch: int) -> None:
-        """Drop the figures of `epoch` and later: a resumed run computes them again."""
+    def forget_after(self, epochs_done: int) -> None:
+        """Drop the figures of later epochs than the checkpoint's: a resumed run computes them again."""
         path = self.path / "metrics.jsonl"
         if self.writes and path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs_done]
             write_atomically(path, "".join(kept).encode())
 
     def save_module(self, name: str, module: nn.Module, facts: Mapping[str, Any]) -> None:
