@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,8 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, Any
     target = Path(path)
     # Clones: safetensors refuses tensors that share memory (tied layers).
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    encoded = safetensors.torch.save(state, {TRAINING_KEY: canonical_json(dict(metadata)), "format": "pt"})
+    # One metadata key only: safetensors writes several in the order of a salted hash, and equal runs would differ.
+    encoded = safetensors.torch.save(state, {TRAINING_KEY: canonical_json(dict(metadata))})
     try:
         write_atomically(target, encoded)
     except OSError as error:
@@ -194,7 +196,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on pickle protocols; what matters is whether it loads
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IncompatibleError(
