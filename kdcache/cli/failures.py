@@ -101,7 +101,8 @@ def _is_torch_out_of_memory(error: BaseException) -> bool:
 
 def _bug(error: BaseException, arguments: Sequence[str], *, verbose: bool) -> int:
     place = _innermost_place(error)
-    again = "" if verbose else f"  next: for the traceback: {_command_line([*arguments, '-v'])}\n"
+    loud = [word for word in arguments if word not in ("-q", "--quiet")]  # -q and -v exclude each other
+    again = "" if verbose else f"  next: for the traceback: {_command_line([*loud, '-v'])}\n"
     sys.stderr.write(
         f"error: this is a bug in kdcache: {type(error).__name__}: {_first_line(error)}\n"
         f"{again}"

@@ -23,7 +23,6 @@ _SHARED = (
     option("--momentum", kind=float, metavar="M", help="Momentum of sgd."),
     option("--weight-decay", kind=float, metavar="W", help="On weights, not on biases or normalisation."),
     option("--warmup-epochs", kind=float, metavar="N", help="Epochs of linear rise to the peak rate."),
-    option("--label-smoothing", kind=float, metavar="E", help="Smoothing of the hard labels, 0 to 1."),
     option("--clip-grad", kind=float, metavar="NORM", help="Largest global gradient norm; 0 is off."),
     option("--accumulate", kind=_COUNT, metavar="PIECES", help="Pieces a batch is cut into, to save memory."),
     option("--ema", kind=float, metavar="DECAY", help="Average of the weights that is evaluated and saved; 0 is off."),
