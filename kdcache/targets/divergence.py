@@ -40,7 +40,11 @@ def ghost_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) 
     it; its gradient on the named classes is that of the full KL.
     """
     teacher = split_teacher(targets, temperature)
-    student = split_student(logits, teacher, temperature, tail=True)
+    return bucket_divergence(teacher, split_student(logits, teacher, temperature, tail=True))
+
+
+def bucket_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
+    """KL over the named classes and one bucket for the tail; (B,). The two may stand at different temperatures."""
     assert student.log_tail is not None
     return head_divergence(teacher, student) + teacher.tail_prob * (teacher.log_tail - student.log_tail)
 

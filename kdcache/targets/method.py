@@ -211,8 +211,12 @@ class Method:
         values = self.checked_options(options or {})
         self._check_batch(student_logits, targets, labels)
         student = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
-        if mask is not None:
+        if mask is not None and self.per_row:
             student, labels = torch.where(mask[:, None], student, 0.0), torch.where(mask, labels, 0)
+        elif mask is not None:  # statistics over the batch must not see padding at all
+            student, labels = student[mask], labels[mask]
+            targets = None if targets is None else targets.select(mask)
+            second = None if second is None else (second[0][mask], second[1].select(mask))
         inputs = LossInputs(
             student=student,
             soft=targets,
@@ -221,7 +225,7 @@ class Method:
             alpha=self.checked_alpha(alpha),
             options=values,
             context=context or MethodContext(),
-            second=second,
+            second=None if second is None else (second[0].to(student.dtype), second[1]),
         )
         with torch.autocast(device_type=student.device.type, enabled=False):
             loss = self.loss(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ class SoftTargets:
         label: (B,) int64, ground truth.
         label_log_prob: (B,) float32, the teacher's log p of the label, in nats.
         num_classes: K.
+        sample_index: (B, m) int64 or None, distinct classes drawn from p at T=1 (rskd); unused places repeat class 0.
+        sample_count: (B, m) float or int or None, how often each was drawn; 0 in unused places.
     """
 
     index: Tensor
@@ -30,6 +33,8 @@ class SoftTargets:
     label: Tensor
     label_log_prob: Tensor
     num_classes: int
+    sample_index: Tensor | None = None
+    sample_count: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -56,22 +61,20 @@ class SoftTargets:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SoftTargets:
         """The same targets on another device."""
-        return SoftTargets(
-            index=self.index.to(device, non_blocking=non_blocking),
-            log_prob=self.log_prob.to(device, non_blocking=non_blocking),
-            tail=self.tail.to(device, non_blocking=non_blocking),
-            label=self.label.to(device, non_blocking=non_blocking),
-            label_log_prob=self.label_log_prob.to(device, non_blocking=non_blocking),
-            num_classes=self.num_classes,
-        )
+        return self._each(lambda field: field.to(device, non_blocking=non_blocking))
 
     def select(self, rows: Tensor) -> SoftTargets:
         """The targets of some rows of this batch, by position (int64 or bool mask)."""
+        return self._each(lambda field: field[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> SoftTargets:
         return SoftTargets(
-            index=self.index[rows],
-            log_prob=self.log_prob[rows],
-            tail=self.tail[rows],
-            label=self.label[rows],
-            label_log_prob=self.label_log_prob[rows],
+            index=change(self.index),
+            log_prob=change(self.log_prob),
+            tail=change(self.tail),
+            label=change(self.label),
+            label_log_prob=change(self.label_log_prob),
             num_classes=self.num_classes,
+            sample_index=None if self.sample_index is None else change(self.sample_index),
+            sample_count=None if self.sample_count is None else change(self.sample_count),
         )
