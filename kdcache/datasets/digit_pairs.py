@@ -33,10 +33,10 @@ class PairSplit:
 
 # The rarest digit (8) has 174 images; every class gives the same number to every split.
 SPLITS = {
-    "teacher": PairSplit(start=0, stop=80, pairs=20_000),
-    "train": PairSplit(start=80, stop=110, pairs=3_000),
-    "val": PairSplit(start=110, stop=134, pairs=2_000),
-    "test": PairSplit(start=134, stop=174, pairs=4_000),
+    "teacher": PairSplit(start=0, stop=64, pairs=20_000),
+    "train": PairSplit(start=64, stop=94, pairs=3_000),
+    "val": PairSplit(start=94, stop=130, pairs=2_000),
+    "test": PairSplit(start=130, stop=174, pairs=4_000),
 }
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -28,6 +29,18 @@ from kdcache.errors import IncompatibleError, NotFoundError, ResourceError
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net")
 TRAINING_KEY = "training"
+# What torch's unpickler raises on bytes that are no pickle, or a pickle that asks for code.
+_TORCH_FAILURES = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OSError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +212,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on pickle protocols; what matters is whether it loads
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except _TORCH_FAILURES as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IncompatibleError(
             f"weights {path}: not a safetensors file nor plain torch weights ({first:.200})",
