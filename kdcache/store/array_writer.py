@@ -6,7 +6,6 @@ anyone is told that they exist.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,12 +63,10 @@ def write_commit(root: Path, array: ArrayLayout, values: NDArray[np.uint8]) -> N
 
 
 def _open(root: Path, array: ArrayLayout) -> Any:
-    # write_empty_chunks: a chunk that happens to equal the fill value must exist, or it would look missing
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return zarr.open_array(
-            LocalStore(root), path=array.name, mode="r+", zarr_format=3, config={"write_empty_chunks": True}
-        )
+    # write_empty_chunks: a chunk that happens to equal the fill value must exist, or it would look missing. open_array
+    # ignores `config` for an array that exists, so it is set on the open array.
+    handle = zarr.open_array(LocalStore(root), path=array.name, mode="r+", zarr_format=3)
+    return handle.with_config({"write_empty_chunks": True})
 
 
 def _flush(root: Path, paths: list[Path], linked: set[Path]) -> None:

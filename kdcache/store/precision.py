@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MANTISSA_BITS: Mapping[str, int] = {"exact": 10, "default": 6, "compact": 5}
+MANTISSA_BITS: Mapping[str, int] = {"exact": 10, "default": 6, "compact": 4}
 _HALF_BITS = 10
 _LOWEST = np.float32(-65504.0)  # float16's largest finite magnitude: e**-65504 is 0 at any use
 
