@@ -18,6 +18,7 @@ from kdcache.datasets.digit_pairs import open_digit_pairs
 from kdcache.datasets.files import open_image_folder
 from kdcache.datasets.identity import content_digest
 from kdcache.datasets.npz import open_npz
+from kdcache.datasets.row_range import parse_split, row_range
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.datasets.torchvision_adapter import open_cifar, open_fashion_mnist
 from kdcache.datasets.user_source import open_user_source
@@ -122,7 +123,7 @@ def open_dataset(name: str, *, split: str, root: Path | None = None) -> DataSour
 
     Args:
         name: a card's name, the path of a card.toml, or `file.py:factory`.
-        split: "train", "test" or another split of the card.
+        split: "train", "test" or another split of the card, or a part of one: "train[:10000]".
         root: where the data is: the folder that torchvision or the card's `path` starts from, or the very file or
             folder; else KDCACHE_DATA_ROOT, else ./data/cache.
 
@@ -131,6 +132,12 @@ def open_dataset(name: str, *, split: str, root: Path | None = None) -> DataSour
         IncompatibleError: the data is there but is not what the card pins.
         ConfigError: a card or factory that breaks its rules.
     """
+    whole, start, stop = parse_split(split)
+    source = _open_split(name, split=whole, root=root)
+    return source if whole == split else row_range(source, start, stop)
+
+
+def _open_split(name: str, *, split: str, root: Path | None) -> DataSource:
     if is_user_factory(name):
         return open_user_source(find_factory(name), split=split, root=root)
     card = load_card(name)

@@ -52,7 +52,8 @@ def content_digest(source: DataSource) -> str:
     if isinstance(known, str):
         return known
     fingerprint = getattr(source, "fingerprint", None)
-    cache = _cache_file(fingerprint()) if callable(fingerprint) else None
+    found = fingerprint() if callable(fingerprint) else ""
+    cache = _cache_file(found) if found else None
     digest = _read_cached(cache) if cache is not None else None
     if digest is None:
         digest = _compute_content_digest(source)

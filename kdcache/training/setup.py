@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.datasets.cards import Card, load_card
+from kdcache.datasets.row_range import parse_split
 from kdcache.datasets.source import DataSource
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.loader.inputs import InputReader, example_shape
@@ -112,7 +113,7 @@ def evaluation_split(card: Card | None, training_split: str) -> str:
     named = card.defaults.get("eval_split") if card is not None else None
     known = tuple(card.splits) if card is not None else ("test",)
     split = named or next((name for name in ("test", "val") if name in known), "")
-    if not split or split == training_split:
+    if not split or split == parse_split(training_split)[0]:
         raise ConfigError(
             f"no split to evaluate on besides {training_split!r}; the card has {', '.join(known)}",
             hint="name one with --eval-split",

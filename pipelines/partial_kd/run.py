@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache import DistillConfig, DumpConfig, TeacherConfig, dump_teacher, train_teacher
-from kdcache.distill import distill
+from kdcache.distill import DistillConfig, distill
+from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.dump_estimate import estimate_dump
 from kdcache.report import compare_runs, text_table
+from kdcache.teacher_training import TeacherConfig, train_teacher
 
 HERE = Path(__file__).parent
 
@@ -34,7 +35,7 @@ class Recipe:
         folder: where teacher, store and students go.
         teacher, student: settings of `TeacherConfig` and `DistillConfig`.
         methods, seeds: the cells; settings of a single method come from `per_method`.
-        topk: classes stored per row.
+        topk: classes stored per row; split: the rows students train on.
     """
 
     dataset: str
@@ -45,6 +46,7 @@ class Recipe:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     topk: int
+    split: str
     per_method: Mapping[str, Mapping[str, Any]]
 
 
@@ -61,6 +63,7 @@ def load_recipe(data: str, scale: str, *, data_root: Path | None, folder: Path) 
         methods=tuple(chosen["methods"]),
         seeds=tuple(chosen["seeds"]),
         topk=chosen["topk"],
+        split=chosen["split"],
         per_method=chosen.get("methods_settings", {}),
     )
 
@@ -83,6 +86,7 @@ def dump_settings(recipe: Recipe, weights: Path) -> DumpConfig:
         teacher=recipe.teacher["model"],
         weights=str(weights),
         topk=recipe.topk,
+        split=recipe.split,
         out=str(recipe.folder / "store.zarr"),
     )
 
