@@ -120,8 +120,8 @@ def test_a_box_that_never_fits_becomes_the_central_crop() -> None:
 
 
 def test_later_ops_see_the_size_after_the_crop() -> None:
-    # A square box of at least one unit on a 1-pixel-high crop cannot be cut, so nothing is erased there.
-    ops = (RandomResizedCrop(size=1), RandomErasing(probability=1.0))
+    # On 2 x 2 pixels a twentieth of the area is less than a pixel: nothing can be erased there.
+    ops = (RandomResizedCrop(size=2), RandomErasing(probability=1.0, scale=(0.02, 0.05), ratio=(1.0, 1.0)))
     out = sample_outcomes(ops, 0, ROWS[:50], 0, sizes=_sizes(50), num_rows=50)
     assert (out["1.bottom"] == 0).all()
 
