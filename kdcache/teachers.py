@@ -177,7 +177,7 @@ class TeacherRequest:
 
 
 def _example_batch(source: DataSource, preprocessing: Preprocessing) -> Tensor:
-    example = torch.from_numpy(np.ascontiguousarray(source.example(0)))
+    example = torch.tensor(source.example(0))  # a copy: decoded images are read-only
     if example.dtype == torch.uint8 and example.ndim == 3:
         example = example.permute(2, 0, 1).contiguous()
     return preprocessing.batch(preprocessing.per_example(example)[None])

@@ -110,6 +110,11 @@ class DistillPlan:
             context=context,
         )
 
+    @property
+    def _reads_store(self) -> bool:
+        """Whether the method wants the rows' targets; ce and ls then cost what they cost without a store."""
+        return bool(self._method.needs or self._method.make_context)
+
     def feed(self) -> TrainingFeed:
         """Batches with targets; for methods that need none the store is still the one the run is compared by."""
         reader = InputReader(
@@ -126,7 +131,7 @@ class DistillPlan:
             seed=self.training.seed,
             rank=self._processes.rank,
             world_size=self._processes.world_size,
-            store=self.store if self._method.needs or self._method.make_context else None,
+            store=self.store if self._reads_store else None,
             topk=self._topk,
             view_of_epoch=self._view_of_epoch,
             digests=self._unseen,
@@ -153,7 +158,7 @@ class DistillPlan:
             {
                 "student": self._student,
                 "method": self._method.name,
-                "topk": self._topk,
+                "topk": self._topk if self._reads_store else None,
                 "temperature": self._method.checked_temperature(self._temperature, None)
                 if self._method.default_temperature is not None
                 else None,

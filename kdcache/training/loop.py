@@ -39,6 +39,8 @@ from kdcache.training.processes import Processes
 from kdcache.training.runs import RunFolder
 from kdcache.training.tally import EpochTally, figures
 
+SMALL_MODEL = 50_000  # parameters
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
@@ -94,15 +96,13 @@ def train(
     if resume:
         run.restore(folder)
     folder.forget_after(run.epochs_done)
-    try:
+    with _threads_for(model, processes.device), contextlib.closing(folder):
         for epoch in range(run.epochs_done, config.epochs):
             trained = run.train_epoch(epoch)
             evaluation = None
             if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
                 evaluation = evaluate(run.shown_model)
             run.finish_epoch(epoch, trained, evaluation, folder, provenance or {})
-    finally:
-        folder.close()
     return run.result()
 
 
@@ -272,6 +272,21 @@ class _Run:
             seconds=self._seconds,
             steps=self.epochs_done * self._feed.steps,
         )
+
+
+@contextlib.contextmanager
+def _threads_for(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """One thread for models too small to share: a 7,000-parameter student trains 7 times faster on a busy machine.
+
+    A rule of the model alone, so that a resumed run adds its floats up in the same order.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
