@@ -42,7 +42,7 @@ def report_failure(error: BaseException, arguments: Sequence[str], *, verbose: b
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, KdcacheError):
-        _say(error.message, error.hint)
+        _say(error.message, error.hint or _general_hint(error, arguments))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _interrupted(arguments)
@@ -54,6 +54,12 @@ def _say(message: str, hint: str = "") -> None:
     if hint:
         sys.stderr.write(f"  next: {hint}\n")
     sys.stderr.flush()
+
+
+def _general_hint(error: KdcacheError, arguments: Sequence[str]) -> str:
+    """What always helps with a wrong setting, where the library names nothing better."""
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    return f"kdcache {name} --help".replace("  ", " ") if error.exit_code == EXIT_USAGE else ""
 
 
 def _usage(error: click.ClickException) -> int:

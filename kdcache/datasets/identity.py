@@ -107,7 +107,9 @@ def check_labels(source: DataSource) -> None:
             f"{subject} has no rows; at least 1 is needed", hint="check the data root and the split's name"
         )
     if len(source.labels) != len(source):
-        raise IncompatibleError(f"{subject}: {len(source)} rows but {len(source.labels)} labels")
+        raise IncompatibleError(
+            f"{subject}: {len(source)} rows but {len(source.labels)} labels", hint="give every row one label"
+        )
     outside = np.flatnonzero((source.labels < 0) | (source.labels >= source.num_classes))
     if len(outside):
         row = int(outside[0])

@@ -13,6 +13,7 @@ from kdcache.errors import IncompatibleError, NotFoundError
 from kdcache.nearest import did_you_mean
 
 EXAMPLE_NAMES = ("images", "inputs")
+_HINT = "write it with numpy.savez: SPLIT_images (or SPLIT_inputs) and SPLIT_labels, numbers only"
 
 
 def open_npz(path: Path, *, name: str, split: str, num_classes: int) -> ArraySource:
@@ -39,7 +40,8 @@ def open_npz(path: Path, *, name: str, split: str, num_classes: int) -> ArraySou
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or examples.ndim < 2:
         raise IncompatibleError(
             f"{path}: expected {key} (N, ...) and integer {split}_labels (N,), "
-            f"found {examples.dtype} {examples.shape} and {labels.dtype} {labels.shape}"
+            f"found {examples.dtype} {examples.shape} and {labels.dtype} {labels.shape}",
+            hint=_HINT,
         )
     class_names = tuple(str(item) for item in arrays["names"]) if "names" in arrays else ()
     return ArraySource(
@@ -56,12 +58,13 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", hint="give the NPZ file with --data-root FILE")
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # numpy leaves a file open that it finds to be no zip; this one is closed whatever happens.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             if not isinstance(content, np.lib.npyio.NpzFile):
-                raise IncompatibleError(f"{path}: expected an NPZ file, found a single array")
+                raise IncompatibleError(f"{path}: expected an NPZ file, found a single array", hint=_HINT)
             return {key: content[key] for key in content.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise IncompatibleError(f"{path}: not an NPZ file of plain arrays ({error})") from error
+        raise IncompatibleError(f"{path}: not an NPZ file of plain arrays ({error})", hint=_HINT) from error
 
 
 def _largest_label(arrays: dict[str, NDArray[np.generic]]) -> int:
@@ -76,4 +79,4 @@ def _plain(path: Path, key: str, examples: NDArray[np.generic]) -> NDArray[np.ge
         return examples.astype(np.float32, copy=False)
     if np.issubdtype(examples.dtype, np.integer):
         return examples.astype(np.int64, copy=False)
-    raise IncompatibleError(f"{path}: {key} has dtype {examples.dtype}; expected uint8, float or integer")
+    raise IncompatibleError(f"{path}: {key} has dtype {examples.dtype}; expected uint8, float or integer", hint=_HINT)

@@ -199,7 +199,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]
             metadata = handle.metadata() or {}
             state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
     except safetensors.SafetensorError as error:
-        raise IncompatibleError(f"weights {path}: not a safetensors file ({error})") from error
+        raise IncompatibleError(
+            f"weights {path}: not a safetensors file ({error})",
+            hint="check the file, or save the weights again: safetensors.torch.save_file(model.state_dict(), FILE)",
+        ) from error
     try:
         training = json.loads(metadata.get(TRAINING_KEY, "{}"))
     except ValueError:

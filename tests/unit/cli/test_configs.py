@@ -30,13 +30,17 @@ def options_of(name: str) -> dict[str, click.Parameter]:
     return {param.name: param for param in command.params if param.name is not None and param.name not in SHARED}
 
 
-@pytest.mark.parametrize(("name", "config", "more"), COMMANDS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "config", "more"), COMMANDS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_field_has_an_option_and_every_option_a_field(name: str, config: Any, more: set[str]) -> None:
     fields = {field.name for field in dataclasses.fields(config)}
     assert set(options_of(name)) - more == fields - GIVEN_OTHERWISE
 
 
-@pytest.mark.parametrize(("name", "config", "more"), COMMANDS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "config", "more"), COMMANDS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_defaults_are_the_same(name: str, config: Any, more: set[str]) -> None:
     fields = {field.name: field.default for field in dataclasses.fields(config)}
     options = options_of(name)
