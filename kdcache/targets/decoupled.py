@@ -29,8 +29,7 @@ def nontarget_terms(logits: Tensor, targets: SoftTargets, temperature: float | T
         phat (B, h + 1), 0 in unused places; log phat and log qhat (B, h + 1), 0 there.
     """
     teacher = split_teacher(targets, temperature)
-    student = split_student(logits, teacher, temperature, tail=True)
-    assert student.log_tail is not None
+    student = split_student(logits, teacher, temperature)
     label = targets.label
     _, log_other_p = log_label_probs(targets, temperature)
     _, log_other_q = student_label_log_probs(logits, label, temperature)

@@ -32,7 +32,7 @@ def full_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -
             hint="choose tail=ghost, or run dump-teacher with --topk all",
         )
     teacher = split_teacher(targets, temperature)
-    return head_divergence(teacher, split_student(logits, teacher, temperature, tail=False))
+    return head_divergence(teacher, split_student(logits, teacher, temperature))
 
 
 def ghost_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -> Tensor:
@@ -40,12 +40,11 @@ def ghost_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) 
     it; its gradient on the named classes is that of the full KL.
     """
     teacher = split_teacher(targets, temperature)
-    return bucket_divergence(teacher, split_student(logits, teacher, temperature, tail=True))
+    return bucket_divergence(teacher, split_student(logits, teacher, temperature))
 
 
 def bucket_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
     """KL over the named classes and one bucket for the tail; (B,). The two may stand at different temperatures."""
-    assert student.log_tail is not None
     return head_divergence(teacher, student) + teacher.tail_prob * (teacher.log_tail - student.log_tail)
 
 
@@ -61,10 +60,10 @@ def uniform_kl(
         label_named: False gives the KD-topk target (S = the top k alone).
     """
     teacher = split_teacher(targets, temperature, label_named=label_named)
-    student = split_student(logits, teacher, temperature, tail=False)
+    student = split_student(logits, teacher, temperature)
     divisor = teacher.count.clamp(min=1)
     named_sum = student.named_scaled.masked_fill(~teacher.named, 0.0).sum(dim=1)
-    mean_log_q = (student.scaled.sum(dim=1) - named_sum) / divisor - student.log_partition
+    mean_log_q = (student.total_scaled - named_sum) / divisor - student.log_partition
     tail = teacher.tail_prob * (teacher.log_tail - divisor.log() - mean_log_q)
     return head_divergence(teacher, student) + tail
 
@@ -80,11 +79,11 @@ def prior_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor, 
             counts.
     """
     teacher = split_teacher(targets, temperature)
-    student = split_student(logits, teacher, temperature, tail=False)
-    shape = prior.to(student.scaled.dtype).scatter(1, teacher.index, 0.0)
+    student = split_student(logits, teacher, temperature)
+    shape = prior.to(logits.dtype).scatter(1, teacher.index, 0.0)
     shape = shape / shape.sum(dim=1, keepdim=True).clamp(min=torch.finfo(shape.dtype).tiny)
     entropy = -torch.xlogy(shape, shape).sum(dim=1)
-    cross = student.log_partition - (shape * student.scaled).sum(dim=1)
+    cross = student.log_partition - (shape * logits).sum(dim=1) / temperature
     return head_divergence(teacher, student) + teacher.tail_prob * (teacher.log_tail - entropy + cross)
 
 
@@ -96,8 +95,7 @@ def decoupled_kl(
     With weight a (the head's mass) instead of a constant this is `ghost_kl`, whose head starves when pi is large.
     """
     teacher = split_teacher(targets, temperature)
-    student = split_student(logits, teacher, temperature, tail=True)
-    assert student.log_tail is not None
+    student = split_student(logits, teacher, temperature)
     head_p = teacher.log_prob.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
     head_q = student.log_prob.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
     masses = head_p.exp() * (head_p - head_q) + teacher.tail_prob * (teacher.log_tail - student.log_tail)
@@ -116,6 +114,6 @@ def renormalised_kl(logits: Tensor, targets: SoftTargets, temperature: float | T
     with a gradient error of exactly 2 pi / T in L1, and sometimes the best student of a short schedule.
     """
     teacher = split_teacher(targets, temperature)
-    student = split_student(logits, teacher, temperature, tail=False)
+    student = split_student(logits, teacher, temperature)
     head_p = teacher.log_prob.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
     return _inside_head(teacher, student, head_p, torch.zeros_like(head_p))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdcache.targets.head_sums import head_sums
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.tail import log_power_sum, tail_of, tail_with_label
 
@@ -56,18 +57,18 @@ class StudentSplit:
     """The student at T over the teacher's split.
 
     Attributes:
-        scaled: (B, K) logits / T.
-        named_scaled: (B, h) the same at the teacher's named classes.
-        log_partition: (B,) logsumexp of the scaled logits.
+        named_scaled: (B, h) logits / T at the teacher's named classes.
+        total_scaled: (B,) sum of logits / T over all K classes.
+        log_partition: (B,) logsumexp of logits / T over all K classes.
         log_prob: (B, h) log q^T at the named classes.
-        log_tail: (B,) log rho^T, or None when it was not asked for; finite also where the tail is empty.
+        log_tail: (B,) log rho^T; 0 where the tail is empty.
     """
 
-    scaled: Tensor
     named_scaled: Tensor
+    total_scaled: Tensor
     log_partition: Tensor
     log_prob: Tensor
-    log_tail: Tensor | None
+    log_tail: Tensor
 
 
 def split_teacher(targets: SoftTargets, temperature: float | Tensor, *, label_named: bool = True) -> TeacherSplit:
@@ -87,8 +88,7 @@ def split_teacher(targets: SoftTargets, temperature: float | Tensor, *, label_na
         log_prob = torch.cat([log_prob, targets.label_log_prob[:, None]], dim=1)
         named = torch.cat([named, ~targets.label_in_topk[:, None]], dim=1)
     b = 1.0 / temperature
-    column = b[:, None] if isinstance(b, Tensor) and b.ndim == 1 else b
-    powered = log_prob * column
+    powered = log_prob * _column(b)
     partition = powered.masked_fill(~named, -torch.inf).logsumexp(dim=1)
     tail_sum = None
     if not complete:
@@ -105,7 +105,7 @@ def split_teacher(targets: SoftTargets, temperature: float | Tensor, *, label_na
     )
 
 
-def split_student(logits: Tensor, teacher: TeacherSplit, temperature: float | Tensor, *, tail: bool) -> StudentSplit:
+def split_student(logits: Tensor, teacher: TeacherSplit, temperature: float | Tensor) -> StudentSplit:
     """The student's log-probabilities on the teacher's split.
 
     The tail mass is logsumexp over the complement of the head, never log(1 - sum), which loses every digit once the
@@ -114,34 +114,39 @@ def split_student(logits: Tensor, teacher: TeacherSplit, temperature: float | Te
     Args:
         logits: (B, K) float32 or float64.
         teacher: the split to follow.
-        temperature: T > 0.
-        tail: also compute log rho.
+        temperature: T > 0; a tensor is differentiated too.
     """
-    column = temperature[:, None] if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
-    scaled = logits if isinstance(temperature, float | int) and temperature == 1 else logits / column
-    named_scaled = scaled.gather(1, teacher.index)
-    if not tail:
-        partition = scaled.logsumexp(dim=1)
-        return StudentSplit(
-            scaled=scaled,
-            named_scaled=named_scaled,
-            log_partition=partition,
-            log_prob=named_scaled - partition[:, None],
-            log_tail=None,
-        )
-    # the smallest finite number, not -inf: an empty tail would give exp(-inf + inf) = NaN in the backward pass
-    lowest = torch.finfo(scaled.dtype).min
-    tail_sum = scaled.scatter(1, teacher.index, lowest).logsumexp(dim=1)
-    tail_sum = torch.where(teacher.has_tail, tail_sum, lowest)
-    head_sum = named_scaled.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
-    partition = torch.logaddexp(head_sum, tail_sum)
+    if teacher.index.shape[1] == logits.shape[1]:  # k = K: the named classes are all there is
+        named_scaled = (logits / _column(temperature)).gather(1, teacher.index)
+        partition, total = named_scaled.logsumexp(dim=1), named_scaled.sum(dim=1)
+        tail_sum = partition
+    else:
+        if isinstance(temperature, Tensor):
+            named_scaled, tail_sum, total = _tempered_sums(logits, teacher.index, temperature)
+        else:
+            named_scaled, tail_sum, total = head_sums(logits, teacher.index, temperature)
+        tail_sum = torch.where(teacher.has_tail, tail_sum, torch.finfo(logits.dtype).min)
+        head_sum = named_scaled.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
+        partition = torch.logaddexp(head_sum, tail_sum)
     return StudentSplit(
-        scaled=scaled,
         named_scaled=named_scaled,
+        total_scaled=total,
         log_partition=partition,
         log_prob=named_scaled - partition[:, None],
         log_tail=torch.where(teacher.has_tail, tail_sum - partition, 0.0),
     )
+
+
+def _column(temperature: float | Tensor) -> float | Tensor:
+    """A temperature per row as a column, so that it divides (B, K)."""
+    return temperature[:, None] if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
+
+
+def _tempered_sums(logits: Tensor, index: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`head_sums`, differentiable in the temperature as well."""
+    scaled = logits / _column(temperature)
+    tail = scaled.scatter(1, index, torch.finfo(scaled.dtype).min).logsumexp(dim=1)
+    return scaled.gather(1, index), tail, scaled.sum(dim=1)
 
 
 def log_label_probs(targets: SoftTargets, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -156,10 +161,10 @@ def log_label_probs(targets: SoftTargets, temperature: float | Tensor) -> tuple[
 
 def student_label_log_probs(logits: Tensor, label: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     """Log q_y^T and log(1 - q_y^T) of the student, each (B,) nats, differentiable, without log(1 - q)."""
-    column = temperature[:, None] if isinstance(temperature, Tensor) and temperature.ndim == 1 else temperature
-    scaled = logits / column
-    at_label = scaled.gather(1, label[:, None])[:, 0]
-    lowest = torch.finfo(scaled.dtype).min
-    others = scaled.scatter(1, label[:, None], lowest).logsumexp(dim=1)
+    if isinstance(temperature, Tensor):
+        named, others, _ = _tempered_sums(logits, label[:, None], temperature)
+    else:
+        named, others, _ = head_sums(logits, label[:, None], temperature)
+    at_label = named[:, 0]
     partition = torch.logaddexp(at_label, others)
     return at_label - partition, others - partition

@@ -68,7 +68,7 @@ def wttm_loss(inputs: LossInputs) -> Tensor:
 
 def _transformed(inputs: LossInputs, weighted: bool) -> Tensor:
     teacher = split_teacher(inputs.targets, inputs.temperature)
-    divergence = bucket_divergence(teacher, split_student(inputs.student, teacher, 1.0, tail=True))
+    divergence = bucket_divergence(teacher, split_student(inputs.student, teacher, 1.0))
     return divergence * teacher.log_partition.exp() if weighted else divergence
 
 

@@ -34,7 +34,7 @@ class Case:
     full_only: bool = False
     zero_at_teacher: bool = False
     zero_below_full_k: bool = True
-    reversed_gradient: bool = False
+    zero_within: float = 1e-9
     tolerance: float = 1e-9
 
     def __str__(self) -> str:
@@ -154,4 +154,36 @@ SEED_CASES = (
     Case(name="kd-pt+sim", dense=_pt_sim, options={"mix": "split", "similarity": "mean"}, tolerance=1e-5),
 )
 
-CASES = SEED_CASES
+NO_HARD = {"hard_weight": 0.0}
+
+LATER_CASES = (
+    Case(name="tfkd-reg", dense=dense.tfkd_reg),
+    Case(name="tfkd-self", dense=dense.kd, zero_at_teacher=True),
+    Case(name="dkd", dense=dense.dkd, soft=NO_HARD, zero_at_teacher=True),
+    Case(name="nkd", dense=dense.nkd),
+    Case(name="lskd", dense=dense.lskd, soft=NO_HARD, zero_at_teacher=True, zero_below_full_k=False),
+    Case(
+        name="lskd",
+        dense=dense.lskd,
+        options={"base": "dkd"},
+        soft=NO_HARD,
+        zero_at_teacher=True,
+        zero_below_full_k=False,
+    ),
+    Case(name="ttm", dense=dense.ttm, soft=NO_HARD, zero_at_teacher=True),
+    Case(name="wttm", dense=dense.wttm, soft=NO_HARD, zero_at_teacher=True),
+    Case(name="ctkd", dense=dense.ctkd, zero_at_teacher=True, zero_below_full_k=False, tolerance=1e-5),
+    Case(
+        name="dist",
+        dense=dense.dist,
+        soft=NO_HARD,
+        zero_at_teacher=True,
+        zero_below_full_k=False,
+        tolerance=1e-6,
+        zero_within=1e-4,
+    ),
+    Case(name="mlkd", dense=dense.mlkd, soft=NO_HARD, zero_at_teacher=True, zero_below_full_k=False),
+    Case(name="rskd", dense=dense.rskd),
+)
+
+CASES = SEED_CASES + LATER_CASES

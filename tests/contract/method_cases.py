@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kdcache.targets.encode import encode_topk
+from kdcache.targets.sampled import encode_sampled
 from kdcache.targets.soft import SoftTargets
 
 CLASSES = 12
@@ -23,7 +24,9 @@ class Batch:
     label: Tensor
 
     def targets(self, topk: int = CLASSES, tail_numbers: int = 3) -> SoftTargets:
-        return encode_topk(self.teacher, self.label, topk=topk, tail_numbers=tail_numbers).targets()
+        found = encode_topk(self.teacher, self.label, topk=topk, tail_numbers=tail_numbers).targets()
+        index, count = samples(self)
+        return replace(found, sample_index=index, sample_count=count)
 
 
 def batch(seed: int = 0, rows: int = 8, classes: int = CLASSES, scale: float = 3.0) -> Batch:
@@ -32,6 +35,11 @@ def batch(seed: int = 0, rows: int = 8, classes: int = CLASSES, scale: float = 3
     student = 2.0 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
     label = teacher.argsort(dim=1, descending=True)[torch.arange(rows), torch.arange(rows) * 2 % classes]
     return Batch(teacher, student, label)
+
+
+def samples(of: Batch) -> tuple[Tensor, Tensor]:
+    """Fifty draws per row."""
+    return encode_sampled(of.teacher, draws=50, generator=torch.Generator().manual_seed(9))
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ def test_gradient_is_the_derivative(case: Case, topk: int) -> None:
     student = data.student.clone().requires_grad_()
     if not case.supports(topk):
         pytest.skip(f"{case} needs all classes")
-    if case.reversed_gradient:
-        pytest.skip("the gradient of the method's own parameters is reversed on purpose; logits are checked densely")
-    assert torch.autograd.gradcheck(lambda x: case.loss(data, x, topk=topk).sum(), (student,), atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda x: case.loss(data, x, topk=topk).sum(), (student,), atol=1e-6, fast_mode=True
+    )
 
 
 @every_case
@@ -138,8 +138,8 @@ def test_a_divergence_is_zero_where_student_equals_teacher(case: Case) -> None:
     student = data.teacher.clone().requires_grad_()
     for topk in {case.smallest_topk if case.zero_below_full_k else CLASSES, CLASSES}:
         loss = case.loss(data, student, topk=topk, alpha=1.0, temperature=1.0, soft_only=True)
-        assert loss.abs().max() < 1e-9
-        assert gradient(loss, student).abs().max() < 1e-9
+        assert loss.abs().max() < case.zero_within
+        assert gradient(loss, student).abs().max() < case.zero_within
 
 
 @every_case

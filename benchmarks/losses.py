@@ -1,0 +1,136 @@
+"""Time and memory of the sparse losses against a dense KL in the same run: bench id `losses`.
+
+Per (rows, classes): forward and backward of each loss to the student's logits, median of repeats, and the most memory
+that tensors took above what was there before (counted by the allocator's profiler on CPU, by the caching allocator on a
+GPU). The dense reference holds the teacher's (B, K) logits, as live distillation does. Soft part alone (alpha = 1).
+
+    python benchmarks/losses.py [--device cuda] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from kdcache.targets.encode import encode_topk
+from kdcache.targets.methods import methods
+
+SHAPES = ((256, 1_000), (32, 150_000))
+TOPK = (10, 100)
+TEMPERATURE = 4.0
+REPEATS = 9
+SPARSE = (("kd ghost", "kd", {"tail": "ghost"}), ("kd uniform", "kd", {"tail": "uniform"}), ("kd-topk", "kd-topk", {}))
+
+Loss = Callable[[Tensor], Tensor]
+
+
+def dense_loss(teacher: Tensor) -> Loss:
+    """Textbook KL with the teacher's logits at hand."""
+
+    def loss(student: Tensor) -> Tensor:
+        target = (teacher / TEMPERATURE).softmax(dim=1)
+        log_q = (student / TEMPERATURE).log_softmax(dim=1)
+        return TEMPERATURE**2 * functional.kl_div(log_q, target, reduction="none").sum(dim=1)
+
+    return loss
+
+
+def sparse_losses(teacher: Tensor, label: Tensor) -> dict[str, Loss]:
+    """The methods from stored targets at each k."""
+    losses: dict[str, Loss] = {}
+    for topk in TOPK:
+        targets = encode_topk(teacher, label, topk=topk).targets()
+        for title, name, options in SPARSE:
+
+            def loss(student: Tensor, name=name, options=options, targets=targets) -> Tensor:  # type: ignore[no-untyped-def]
+                return methods[name](student, targets, label, temperature=TEMPERATURE, alpha=1.0, options=options)
+
+            losses[f"{title} k={topk}"] = loss
+    return losses
+
+
+def step(loss: Loss, student: Tensor) -> None:
+    """One forward and backward pass."""
+    student.grad = None
+    loss(student).mean().backward()
+
+
+def seconds(loss: Loss, student: Tensor) -> float:
+    """Median wall time of a step."""
+    times = []
+    for _ in range(REPEATS + 2):
+        _wait(student)
+        start = time.perf_counter()
+        step(loss, student)
+        _wait(student)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def _wait(student: Tensor) -> None:
+    if student.is_cuda:
+        torch.cuda.synchronize()
+
+
+def peak_bytes(loss: Loss, student: Tensor) -> int:
+    """Most bytes allocated during a step above those before it; the student's gradient is in it for every loss."""
+    student.grad = None
+    if student.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss, student)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(loss, student)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def measure(rows: int, classes: int, device: str) -> list[dict[str, object]]:
+    """One row of numbers per loss."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = (2 * torch.randn(rows, classes, generator=generator)).to(device)
+    label = torch.randint(classes, (rows,), generator=generator).to(device)
+    student = torch.randn(rows, classes, generator=generator).to(device).requires_grad_()
+    losses = {"dense KL": dense_loss(teacher), **sparse_losses(teacher, label)}
+    results = []
+    for name, loss in losses.items():
+        numbers = {"seconds": seconds(loss, student), "peak_mib": peak_bytes(loss, student) / 2**20}
+        held = teacher.nbytes if name == "dense KL" else 0
+        results.append({"rows": rows, "classes": classes, "loss": name, **numbers, "teacher_mib": held / 2**20})
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args()
+    results = [row for shape in SHAPES for row in measure(*shape, arguments.device)]
+    if arguments.json:
+        print(json.dumps({"bench": "losses", "device": arguments.device, "rows": results}, indent=1))
+        return
+    print(f"{'rows':>5} {'classes':>8} {'loss':20} {'ms':>9} {'peak MiB':>9} {'teacher MiB':>11}")
+    for row in results:
+        print(
+            f"{row['rows']:5} {row['classes']:8} {row['loss']:20} {1e3 * float(str(row['seconds'])):9.2f} "
+            f"{float(str(row['peak_mib'])):9.1f} {float(str(row['teacher_mib'])):11.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
