@@ -20,8 +20,11 @@ def restart_stdout() -> None:
 
 
 def write_result(text: str) -> None:
-    """Write text to stdout; when the reader has gone (`| head`), drop it and everything after it."""
-    if not _state["open"]:
+    """Write text to stdout; when the reader has gone (`| head`), drop it and everything after it.
+
+    Of several processes under torchrun only the first answers: stdout carries one result.
+    """
+    if not _state["open"] or os.environ.get("RANK", "0") != "0":
         return
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
