@@ -14,10 +14,10 @@ _COUNTS = ("num_classes", "resize", "crop")
 _NUMBERS = ("mean", "std")
 _TEXT_TABLES = ("splits", "digests", "md5")
 
-_DEFAULT_TEXT = ("teacher", "weights", "student", "optimizer", "schedule", "split", "eval_split", "teacher_split")
-_DEFAULT_COUNTS = ("epochs", "batch_size", "topk", "teacher_epochs")
-_DEFAULT_NUMBERS = ("lr", "momentum", "weight_decay", "temperature", "alpha", "teacher_lr")
-METHOD_KEYS = (*_DEFAULT_NUMBERS, "epochs", "batch_size", "options")
+_DEFAULT_TEXT = ("teacher", "weights", "student", "eval_split", "augment", "optimizer", "schedule", "amp")
+_DEFAULT_COUNTS = ("epochs", "batch_size", "accumulate", "eval_every")
+_DEFAULT_NUMBERS = ("lr", "momentum", "weight_decay", "warmup_epochs", "clip_grad", "ema", "temperature", "alpha")
+_METHOD_KEYS = {*_DEFAULT_TEXT[3:], *_DEFAULT_COUNTS, *_DEFAULT_NUMBERS, "options"}
 
 
 def checked_table(content: Mapping[str, Any], known: set[str], *, subject: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def check_defaults(content: Any, *, subject: str) -> dict[str, Any]:
     for method, settings in methods.items():
         where = f"{subject}: methods.{method}"
         _check(isinstance(settings, dict), where, "a table", settings)
-        _check_keys(settings, set(METHOD_KEYS), where)
+        _check_keys(settings, _METHOD_KEYS, where)
         _check_settings({key: value for key, value in settings.items() if key != "options"}, where)
         _check(isinstance(settings.get("options", {}), dict), f"{where}.options", "a table", settings.get("options"))
     return dict(content)

@@ -59,10 +59,12 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         raise NotFoundError(f"{path}: no such file", hint="give the NPZ file with --data-root FILE")
     try:
         # numpy leaves a file open that it finds to be no zip; this one is closed whatever happens.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+        with path.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
             if not isinstance(content, np.lib.npyio.NpzFile):
                 raise IncompatibleError(f"{path}: expected an NPZ file, found a single array", hint=_HINT)
-            return {key: content[key] for key in content.files}
+            with content:
+                return {key: content[key] for key in content.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise IncompatibleError(f"{path}: not an NPZ file of plain arrays ({error})", hint=_HINT) from error
 
