@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,37 @@ def _read_record(root: Path, manifest: StoreManifest, block: BlockId) -> Record 
 def make_ledger_folder(root: Path) -> None:
     """Create the folder of the records."""
     make_folder(root / LEDGER_FOLDER)
+
+
+class Digests:
+    """Ledger digest of each block, looked up when it is asked for: a hostile ledger can name very many blocks."""
+
+    def __init__(
+@@    ) -> None:
+        self._manifest = manifest
+        self._commit = commit
+        self._records = records or {}
+
+    def of(self, block: BlockId) -> str | None:
+        """Hex sha256 of a committed block, or None."""
+        if self._commit is not None:
+            return bytes(self._commit[commit_row(self._manifest, block.view, block.block)]).hex()
+        record = self._records.get((block.view, block.block))
+        return None if record is None else record.sha256
+
+    @property
+    def static(self) -> str:
+        """Hex sha256 of the store-level arrays; "" in an unfinished store."""
+        return "" if self._commit is None else bytes(self._commit[0]).hex()
+
+    def committed(self) -> Iterator[tuple[BlockId, str]]:
+        """The committed blocks with their digests, view-major."""
+        if self._commit is None:
+            for view, block in sorted(self._records):
+                yield block_at(self._manifest, view, block), self._records[view, block].sha256
+        else:
+            for place in all_blocks(self._manifest):
+                yield place, self.of(place) or ""
 
 
 def records_of_commit(manifest: StoreManifest, commit: NDArray[np.uint8]) -> dict[tuple[int, int], Record]:

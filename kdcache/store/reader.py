@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from kdcache.store.block_reader import (
     repair_hint,
     stated_records,
 )
-from kdcache.store.blocks import BlockId, all_blocks, blocks_of_view
+from kdcache.store.blocks import BlockId, blocks_of_view
 from kdcache.store.files import local_path
 from kdcache.store.layout import layout_of
-from kdcache.store.ledger import commit_row, root_digest
+from kdcache.store.ledger import Digests, root_digest
 from kdcache.store.manifest_file import check_metadata, read_manifest
 from kdcache.store.resident import (
     LoadedView,
@@ -76,14 +76,15 @@ def open_reader(
     manifest = read_manifest(root)
     layout = layout_of(manifest)
     if not manifest.complete:
-        records = {place: record.sha256 for place, record in stated_records(root, manifest, layout).items()}
+        records = stated_records(root, manifest, layout)
         if not allow_unfinished:
             total = manifest.num_views * manifest.blocks_per_view
             raise UnfinishedStoreError(
                 f"{root}: unfinished, {len(records)} of {total} blocks are committed; expected a sealed store",
                 hint=f"give the dump-teacher command that started it again, with --out {root}: it continues",
             )
-        return StoreReader(root, manifest, records, "", ram_budget=ram_budget, cache=cache, threads=threads)
+        digests = Digests(manifest, records=records)
+        return StoreReader(root, manifest, digests, ram_budget=ram_budget, cache=cache, threads=threads)
     for array in layout.values():
         check_metadata(root, array)
     commit = read_commit(root, layout["commit"])
@@ -94,12 +95,8 @@ def open_reader(
             f" {manifest.root_digest[:16]}...: the manifest or the ledger was edited",
             hint=repair_hint(root),
         )
-    digests = {
-        (block.view, block.block): commit[commit_row(manifest, block.view, block.block)].tobytes().hex()
-        for block in all_blocks(manifest)
-    }
-    static = commit[0].tobytes().hex()
-    return StoreReader(root, manifest, digests, static, ram_budget=ram_budget, cache=cache, threads=threads)
+    digests = Digests(manifest, commit=commit)
+    return StoreReader(root, manifest, digests, ram_budget=ram_budget, cache=cache, threads=threads)
 
 
 class StoreReader:
@@ -114,8 +111,7 @@ class StoreReader:
         self,
         root: Path,
         manifest: StoreManifest,
-        digests: Mapping[tuple[int, int], str],
-        static: str,
+        digests: Digests,
         *,
         ram_budget: int | None,
         cache: str | Path | None,
@@ -126,7 +122,6 @@ class StoreReader:
         self._root = root
         self._layout = layout_of(manifest)
         self._digests = digests
-        self._static_digest = static
         self._static: dict[str, NDArray[Any]] | None = None
         self._ram_budget = ram_budget
         self._cache = Path(cache) if cache is not None else default_cache()
@@ -208,8 +203,8 @@ class StoreReader:
                 raise self._absent(name)
             if self._static is None:
                 arrays = read_static(self._root, self._layout)
-                if self._static_digest:
-                    check_static(self._root, self.manifest, arrays, self._static_digest)
+                if self._digests.static:
+                    check_static(self._root, self.manifest, arrays, self._digests.static)
                 self._static = arrays
             return self._static[name]
 
@@ -224,7 +219,9 @@ class StoreReader:
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.manifest.num_views:
             raise ConfigError(f"{self.location}: view {view}; expected 0 to {self.manifest.num_views - 1}")
-        missing = [block for block in blocks_of_view(self.manifest, view) if (view, block.block) not in self._digests]
+        if self.manifest.complete:
+            return
+        missing = [block for block in blocks_of_view(self.manifest, view) if self._digests.of(block) is None]
         if missing:
             raise UnfinishedStoreError(
                 f"{self.location}: {len(missing)} blocks of view {view} are not written yet, the first is {missing[0]}",
@@ -232,7 +229,7 @@ class StoreReader:
             )
 
     def _digest(self, block: BlockId) -> str:
-        return self._digests[block.view, block.block]
+        return self._digests.of(block) or ""
 
     def _take(self, view: int) -> LoadedView:
         waiting, self._next = self._next, None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ChecksumError, CorruptStoreError, ResourceError
 from kdcache.specs import StoreManifest
-from kdcache.store.block_reader import check_block, read_block_array
+from kdcache.store.block_reader import check_block, read_block_array, repair_hint
 from kdcache.store.blocks import BlockId, blocks_of_view
 from kdcache.store.files import as_store_errors
 from kdcache.store.layout import ArrayLayout, block_arrays
@@ -261,5 +261,6 @@ def refuse_bomb(root: Path, manifest: StoreManifest, layout: Mapping[str, ArrayL
                 size = 0
             if size == 0:
                 raise CorruptStoreError(
-                    f"{root}: array {array.name!r}, {block}: the chunk {path.relative_to(root)} is missing or empty"
+                    f"{root}: array {array.name!r}, {block}: the chunk {path.relative_to(root)} is missing or empty",
+                    hint=repair_hint(root),
                 )

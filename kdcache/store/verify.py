@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from kdcache.errors import CorruptStoreError, HostileStoreError
@@ -20,12 +21,14 @@ from kdcache.store.block_reader import (
     repair_hint,
     stated_records,
 )
-from kdcache.store.blocks import BlockId, all_blocks, block_at
+from kdcache.store.blocks import BlockId
 from kdcache.store.files import PARTIAL, local_path, walk_files
 from kdcache.store.layout import ArrayLayout, block_arrays, layout_of
-from kdcache.store.ledger import commit_row, root_digest
+from kdcache.store.ledger import Digests, root_digest
 from kdcache.store.manifest_file import ROOT_FILE, check_metadata, group_folders, read_manifest
 from kdcache.store.values import mass_tolerance, problems_of
+
+MAX_PROBLEMS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class VerifyReport:
         deep: whether values were checked, too.
         blocks_checked: blocks whose bytes match the ledger.
         blocks_total: blocks the store has or shall have.
-        problems: all damage found.
+        problems: all damage found; the search ends at `MAX_PROBLEMS`, which no store worth repairing reaches.
         root_digest: of a sealed store.
     """
 
@@ -106,17 +109,18 @@ def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
         )
     layout = layout_of(manifest)
     problems = list(_structure_problems(root, layout, sealed=manifest.complete))
-    digests, static, ledger_problems = _digests(root, manifest, layout)
+    digests, ledger_problems = _digests(root, manifest, layout)
     problems += ledger_problems
     if manifest.complete and not ledger_problems:
-        problems += _file_problems(root, manifest, layout)
-        problems += _static_problems(root, manifest, layout, static)
+        problems += islice(_file_problems(root, layout), MAX_PROBLEMS)
+        problems += _static_problems(root, manifest, layout, digests.static)
     checked = 0
-    for place, sha256 in digests.items():
-        block = block_at(manifest, *place)
+    for block, sha256 in digests.committed():
         found = list(_block_problems(root, manifest, layout, block, sha256, deep=deep))
         checked += not found
         problems += found
+        if len(problems) >= MAX_PROBLEMS:
+            break
     return VerifyReport(
         location=str(root),
         complete=manifest.complete,
@@ -128,12 +132,10 @@ def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
     )
 
 
-def _digests(
-    root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout]
-) -> tuple[dict[tuple[int, int], str], str, list[Problem]]:
-    """Ledger digest per block, that of the store-level arrays ("" when unknown), and what is wrong with the ledger."""
+def _digests(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout]) -> tuple[Digests, list[Problem]]:
+    """What the ledger says, and what is wrong with it."""
     if not manifest.complete:
-        return {place: record.sha256 for place, record in stated_records(root, manifest, layout).items()}, "", []
+        return Digests(manifest, records=stated_records(root, manifest, layout)), []
     problems = []
     try:
         commit = read_commit(root, layout["commit"])
@@ -141,16 +143,12 @@ def _digests(
         problems.append(_problem("commit", error, root))
         commit = read_commit(root, layout["commit"], lenient=True)
         if commit.shape != layout["commit"].shape:
-            return {}, "", problems
+            return Digests(manifest), problems
     found = root_digest(manifest, commit)
     if found != manifest.root_digest:
         what = f"root digest of manifest and ledger is {found}, expected {manifest.root_digest}: one of them was edited"
         problems.append(Problem(array=ROOT_FILE, what=what, repair=repair_hint(root)))
-    digests = {
-        (block.view, block.block): commit[commit_row(manifest, block.view, block.block)].tobytes().hex()
-        for block in all_blocks(manifest)
-    }
-    return digests, commit[0].tobytes().hex(), problems
+    return Digests(manifest, commit=commit), problems
 
 
 def _structure_problems(root: Path, layout: dict[str, ArrayLayout], *, sealed: bool) -> Iterator[Problem]:
@@ -163,36 +161,31 @@ def _structure_problems(root: Path, layout: dict[str, ArrayLayout], *, sealed: b
             yield _problem(array.name, error, root)
 
 
-def _file_problems(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout]) -> list[Problem]:
-    expected = {
-        ROOT_FILE,
-        *(f"{group}/{ROOT_FILE}" for group in group_folders(layout)),
-        *expected_chunks(manifest, layout),
-    }
-    expected |= {f"{array.name}/{ROOT_FILE}" for array in layout.values()}
-    problems = []
+def _file_problems(root: Path, layout: dict[str, ArrayLayout]) -> Iterator[Problem]:
+    known = {ROOT_FILE, *(f"{group}/{ROOT_FILE}" for group in group_folders(layout))}
+    known |= {f"{name}/{ROOT_FILE}" for name in layout}
     try:
         for relative, info in walk_files(root):
-            if relative not in expected:
+            if relative not in known and not _is_chunk(relative, layout):
                 kind = "left by a killed writer" if relative.endswith(PARTIAL) else "not part of the store"
                 what = f"unexpected file of {info.st_size} bytes, {kind}"
-                problems.append(Problem(array=relative, what=what, repair=f"remove {root / relative}"))
+                yield Problem(array=relative, what=what, repair=f"remove {root / relative}")
     except HostileStoreError as error:
-        problems.append(_problem(str(root), error, root))
-    return problems
+        yield _problem(str(root), error, root)
 
 
-def expected_chunks(manifest: StoreManifest, layout: dict[str, ArrayLayout]) -> set[str]:
-    """Paths of all chunk files of a sealed store."""
-    paths = {layout["commit"].chunk_path(0, 0)}
-    for array in layout.values():
-        if array.kind == "static":
-            steps = range(-(-array.shape[0] // array.chunk_shape[0]))
-            paths |= {array.chunk_path(step, *(0 for _ in array.shape[1:])) for step in steps}
-        elif array.kind != "commit":
-            views = range(manifest.num_views if array.kind == "view_rows" else 1)
-            paths |= {array.block_chunk_path(v, b) for v in views for b in range(manifest.blocks_per_view)}
-    return paths
+def _is_chunk(relative: str, layout: dict[str, ArrayLayout]) -> bool:
+    """Whether a path is a chunk of some array's grid; by arithmetic, because a hostile grid is too long to list."""
+    name, _, position = relative.partition("/c/")
+    array, numbers = layout.get(name), position.split("/")
+    if array is None or len(numbers) != len(array.shape):
+        return False
+    steps = zip(numbers, array.shape, array.chunk_shape, strict=True)
+    return all(
+        number.isascii() and number.isdigit() and str(int(number)) == number and int(number) < -(-size // chunk)
+        for number, size, chunk in steps
+        if len(number) < 20
+    ) and all(len(number) < 20 for number in numbers)
 
 
 def _static_problems(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout], static: str) -> list[Problem]:
