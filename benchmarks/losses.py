@@ -1,8 +1,9 @@
 """Time and memory of the sparse losses against a dense KL in the same run: bench id `losses`.
 
-Per (rows, classes): forward and backward of each loss to the student's logits, median of repeats, and the most memory
-that tensors took above what was there before (counted by the allocator's profiler on CPU, by the caching allocator on a
-GPU). The dense reference holds the teacher's (B, K) logits, as live distillation does. Soft part alone (alpha = 1).
+Per (rows, classes): forward and backward of each loss to the student's logits, median of repeats on one thread, and the
+most memory that tensors took above what was there before (counted by the allocator's profiler on CPU, by the caching
+allocator on a GPU). The dense reference holds the teacher's (B, K) logits, as live distillation does. Soft part alone:
+alpha = 1.
 
     python benchmarks/losses.py [--device cuda] [--json]
 """
@@ -26,7 +27,7 @@ from kdcache.targets.methods import methods
 SHAPES = ((256, 1_000), (32, 150_000))
 TOPK = (10, 100)
 TEMPERATURE = 4.0
-REPEATS = 9
+REPEATS = 15
 SPARSE = (("kd ghost", "kd", {"tail": "ghost"}), ("kd uniform", "kd", {"tail": "uniform"}), ("kd-topk", "kd-topk", {}))
 
 Loss = Callable[[Tensor], Tensor]
@@ -63,16 +64,20 @@ def step(loss: Loss, student: Tensor) -> None:
     loss(student).mean().backward()
 
 
-def seconds(loss: Loss, student: Tensor) -> float:
-    """Median wall time of a step."""
-    times = []
+def seconds(losses: dict[str, Loss], student: Tensor) -> dict[str, float]:
+    """Median time of a step of each loss, the losses taking turns; on CPU the thread's own time, so that other
+    processes on the machine do not count.
+    """
+    clock = time.perf_counter if student.is_cuda else time.thread_time
+    times: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(REPEATS + 2):
-        _wait(student)
-        start = time.perf_counter()
-        step(loss, student)
-        _wait(student)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+        for name, loss in losses.items():
+            _wait(student)
+            start = clock()
+            step(loss, student)
+            _wait(student)
+            times[name].append(clock() - start)
+    return {name: statistics.median(found[2:]) for name, found in times.items()}
 
 
 def _wait(student: Tensor) -> None:
@@ -108,8 +113,9 @@ def measure(rows: int, classes: int, device: str) -> list[dict[str, object]]:
     student = torch.randn(rows, classes, generator=generator).to(device).requires_grad_()
     losses = {"dense KL": dense_loss(teacher), **sparse_losses(teacher, label)}
     results = []
+    times = seconds(losses, student)
     for name, loss in losses.items():
-        numbers = {"seconds": seconds(loss, student), "peak_mib": peak_bytes(loss, student) / 2**20}
+        numbers = {"seconds": times[name], "peak_mib": peak_bytes(loss, student) / 2**20}
         held = teacher.nbytes if name == "dense KL" else 0
         results.append({"rows": rows, "classes": classes, "loss": name, **numbers, "teacher_mib": held / 2**20})
     return results
@@ -120,6 +126,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # thread_time counts one thread
     results = [row for shape in SHAPES for row in measure(*shape, arguments.device)]
     if arguments.json:
         print(json.dumps({"bench": "losses", "device": arguments.device, "rows": results}, indent=1))

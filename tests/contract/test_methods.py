@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -210,3 +212,10 @@ def test_missing_context_is_refused() -> None:
     with pytest.raises(ConfigError, match="similarities"):
         methods["kd-sim"](data.student, None, data.label)
     assert methods["kd"].prepare(columns(data)) == MethodContext()
+
+
+def test_every_method_has_its_section_in_the_docs() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in set(methods) - {"wttm"}:  # described under ttm
+        assert f"\n## {name}\n" in text
+    assert "`wttm`" in text
