@@ -177,7 +177,12 @@ class Digests:
     """Ledger digest of each block, looked up when it is asked for: a hostile ledger can name very many blocks."""
 
     def __init__(
-@@    ) -> None:
+        self,
+        manifest: StoreManifest,
+        *,
+        commit: NDArray[np.uint8] | None = None,
+        records: Mapping[tuple[int, int], Record] | None = None,
+    ) -> None:
         self._manifest = manifest
         self._commit = commit
         self._records = records or {}
