@@ -60,16 +60,19 @@ def test_the_batched_path_makes_the_same_canaries() -> None:
     assert _spec(policy, device="cpu").libraries["path"] == "batch on cpu"
 
 
-def test_rounding_is_warned_about() -> None:
-    policy = ViewPolicy.from_preset("imagenet", seed=2)
+@pytest.mark.parametrize("preset", ["cifar", "imagenet", "imagenet-strong", "patient"])
+def test_rounding_is_warned_about(preset: str) -> None:
+    policy = ViewPolicy.from_preset(preset, seed=2)
     spec = _spec(policy)
 
     def rounded(row: int) -> torch.Tensor:
-        noise = torch.randint(-1, 2, _image(row).shape, generator=torch.Generator().manual_seed(row + 1000))
-        return (_image(row) + noise).clamp(0, 255).to(torch.uint8)
+        # One value in four one level off: twice what uint8 and float resizing differ by (0.1 to 0.3 on average).
+        noise = torch.randint(-4, 5, _image(row).shape, generator=torch.Generator().manual_seed(row + 1000))
+        return (_image(row) + noise // 4 + (noise < 0)).clamp(0, 255).to(torch.uint8)
 
     report = check_canaries(policy, spec, rounded, N)
-    assert len(report.rounding) == 8
+    assert len(report.rounding) >= 6
+    assert not report.drifted
     assert "rounding" in report.warning
 
 
