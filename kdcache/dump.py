@@ -20,6 +20,7 @@ from kdcache.canonical import to_json
 from kdcache.datasets.cards import load_card, open_dataset
 from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.source import DataSource
+from kdcache.devices import choose_device, warn_if_bf16_is_slow
 from kdcache.errors import ConfigError
 from kdcache.progress import note
 from kdcache.specs import (
@@ -200,7 +201,8 @@ def dump_teacher(config: DumpConfig) -> DumpResult:
         note(f"store {plan.location} already covers this request; no teacher was built")
         return _result(plan.location, plan.found.manifest, reused=True, rows=0, seconds=0.0)
     started = time.perf_counter()
-    teacher = plan.teacher.load(plan.source, torch.device(pick_device(config.device)))
+    teacher = plan.teacher.load(plan.source, choose_device(config.device))
+    warn_if_bf16_is_slow(config.amp, teacher.device)
     manifest = new_manifest(config, plan, teacher)
     run = TeacherRun(plan.source, teacher, manifest.codec, plan.policy, workers=config.workers)
     quality = run.probe(batch_size=config.batch_size)
@@ -273,19 +275,6 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
             "machine": platform.machine(),
         },
     )
-
-
-def pick_device(name: str) -> str:
-    """The device of a name: "auto" is cuda when there is one, else cpu; any other name is kept.
-
-    Raises:
-        ConfigError: the device is not on this machine.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: no CUDA device is available here", hint="--device cpu, or --device auto")
-    return name
 
 
 def _announce(writer: StoreWriter, plan: DumpPlan, pending: tuple[BlockId, ...]) -> None:

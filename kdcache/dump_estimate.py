@@ -10,9 +10,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from kdcache.dump import DumpConfig, DumpPlan, new_manifest, pick_device, plan_dump
+from kdcache.devices import choose_device
+from kdcache.dump import DumpConfig, DumpPlan, new_manifest, plan_dump
 from kdcache.progress import duration
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.info import describe
@@ -74,7 +73,7 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
     if plan.found is not None:
         size = int(describe(plan.location)["bytes"])
         return _estimate(config, plan, size / (plan.data.num_rows * config.views), 0.0, size, None)
-    teacher = plan.teacher.load(plan.source, torch.device(pick_device(config.device)))
+    teacher = plan.teacher.load(plan.source, choose_device(config.device))
     manifest = new_manifest(config, plan, teacher)
     run = TeacherRun(plan.source, teacher, manifest.codec, plan.policy, workers=config.workers)
     quality = run.probe(batch_size=config.batch_size)

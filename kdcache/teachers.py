@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdcache.datasets.source import DataSource
+from kdcache.devices import autocast
 from kdcache.errors import ConfigError
 from kdcache.loader.inputs import example_shape
 from kdcache.models.head import find_head
@@ -81,11 +82,8 @@ class LoadedTeacher:
         inputs = inputs.to(self.device, non_blocking=True)
         if inputs.ndim == 4 and self._channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        if self.spec.numeric_mode == "bfloat16":
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                logits: Tensor = self.module(inputs)
-        else:
-            logits = self.module(inputs)
+        with autocast("bf16" if self.spec.numeric_mode == "bfloat16" else "none", self.device):
+            logits: Tensor = self.module(inputs)
         if not isinstance(logits, Tensor):
             raise ConfigError(
                 f"teacher {self.spec.source!r} returned {type(logits).__name__}; expected a tensor of logits (B, K)",

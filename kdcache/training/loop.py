@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kdcache.devices import autocast, warn_if_bf16_is_slow
 from kdcache.errors import NumericError
 from kdcache.metrics import Evaluation
 from kdcache.progress import Progress, note
@@ -96,6 +97,7 @@ def train(
     if resume:
         run.restore(folder)
     folder.forget_after(run.epochs_done)
+    warn_if_bf16_is_slow(config.amp, processes.device)
     with _threads_for(model, processes.device), contextlib.closing(folder):
         for epoch in range(run.epochs_done, config.epochs):
             trained = run.train_epoch(epoch)
@@ -179,7 +181,7 @@ class _Run:
         inputs = piece.inputs
         if self._config.channels_last and inputs.ndim == 4:
             inputs = inputs.to(memory_format=self._layout)
-        with _autocast(self._config, self._processes.device):
+        with autocast(self._config.amp, self._processes.device):
             logits = self._forward(inputs)
         return self._objective(logits.float(), piece, position), logits
 
@@ -296,12 +298,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _autocast(config: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    if config.amp == "none":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _add_gradients(parameters: list[nn.Parameter], processes: Processes) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from kdcache.errors import ConfigError
+from kdcache.devices import choose_device
 from kdcache.progress import is_quiet, set_quiet
 
 
@@ -47,25 +47,6 @@ class Processes:
         """Until every process is here."""
         if self.world_size > 1:
             torch.distributed.barrier()
-
-
-def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
-    """A device by name; "auto" is this process's GPU where there is one, else the CPU.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {name!r} cannot be used here: {first}", hint="--device cpu or --device auto"
-        ) from error
-    return device
 
 
 @contextmanager
