@@ -55,14 +55,19 @@ def write_small_store(
     path: Path,
     source: ArraySource,
     *,
+    logits: Tensor | None = None,
     topk: int = 3,
     card: str = "",
     seal: bool = True,
     with_weight: bool = True,
     precision: str = "default",
 ) -> SmallStore:
-    """Write a store over all rows of a source with the real encoder and writer."""
-    logits, weight = teacher_logits(source)
+    """Write a store of the linear teacher's logits, or of given ones, with the real encoder and writer."""
+    weight = np.zeros((source.num_classes, 1), dtype=np.float32)
+    if logits is None:
+        logits, weight = teacher_logits(source)
+    else:
+        with_weight = False
     manifest = StoreManifest(
         format_version=1,
         dataset=dataset_spec(source, card=card),

@@ -1,0 +1,82 @@
+"""The comparison of runs: grouping, pairing by seed, the t-interval, and refusing unlike runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from kdcache.errors import ConfigError, NotFoundError
+from kdcache.report import compare_runs, find_runs, t_interval, text_table
+
+SHARED = {
+    "student": "mlp-32", "dataset": "d", "split": "train", "eval_split": "test", "epochs": 3, "batch_size": 64,
+    "content_digest": "c", "nll": 0.5, "ece": 0.05, "agreement": None, "seconds": 2.0, "options": {}, "store_key": "k",
+}  # fmt: skip
+
+
+def _run(root: Path, method: str, seed: int, accuracy: float, **changes: object) -> Path:
+    folder = root / f"{method}-{seed}-{len(list(root.iterdir()))}"
+    folder.mkdir()
+    content = {**SHARED, "method": method, "seed": seed, "accuracy": accuracy, **changes}
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_t_interval_is_the_textbook_one() -> None:
+    low, high = t_interval([1.0, 2.0, 3.0, 4.0]) or (0.0, 0.0)
+    half = 3.182 * math.sqrt(5 / 3) / 2  # t(0.975, 3 degrees) * s / sqrt(4)
+    assert (low, high) == pytest.approx((2.5 - half, 2.5 + half))
+    assert t_interval([1.0]) is None
+    wide = t_interval([0.0, 1.0] * 50) or (0.0, 0.0)
+    assert wide[1] - wide[0] == pytest.approx(2 * 1.984 * 0.50252 / 10, rel=2e-3)  # t(0.975, 99 degrees)
+
+
+def test_seeds_are_paired_with_cross_entropy_of_the_same_seed(tmp_path: Path) -> None:
+    for seed, (plain, taught) in enumerate([(0.80, 0.83), (0.84, 0.88), (0.82, 0.87)]):
+        _run(tmp_path, "ce", seed, plain)
+        _run(tmp_path, "kd", seed, taught, temperature=4.0, agreement=0.9)
+    _run(tmp_path, "kd", 9, 0.99, temperature=4.0)  # no ce with this seed: counts for the mean, not for the gain
+    ce, kd = compare_runs([tmp_path])
+    assert (ce.method, ce.runs, ce.gain) == ("ce", 3, None)
+    assert ce.accuracy == pytest.approx(0.82)
+    assert ce.accuracy_sd == pytest.approx(0.02)
+    assert (kd.runs, kd.pairs) == (4, 3)
+    assert kd.gain == pytest.approx(0.04)
+    assert (kd.gain_low, kd.gain_high) == pytest.approx((0.04 - 4.303 * 0.01 / 3**0.5, 0.04 + 4.303 * 0.01 / 3**0.5))
+    assert kd.agreement == pytest.approx(0.9)
+    table = text_table([ce, kd])
+    assert len({line.index("n") for line in table.splitlines()[:1]}) == 1
+    assert "+4.00 [" in table
+
+
+def test_settings_that_differ_make_groups_of_their_own(tmp_path: Path) -> None:
+    _run(tmp_path, "kd", 0, 0.8, temperature=2.0, options={"tail": "ghost"})
+    _run(tmp_path, "kd", 1, 0.8, temperature=4.0, options={"tail": "ghost"})
+    assert {row.label for row in compare_runs([tmp_path])} == {"kd T=2", "kd T=4"}
+
+
+def test_of_several_cross_entropy_settings_the_best_is_the_baseline(tmp_path: Path) -> None:
+    _run(tmp_path, "ce", 0, 0.70, lr=0.1)
+    _run(tmp_path, "ce", 0, 0.80, lr=0.05)
+    _run(tmp_path, "kd", 0, 0.85, lr=0.05)
+    kd = next(row for row in compare_runs([tmp_path]) if row.method == "kd")
+    assert kd.gain == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("name", "value"), [("student", "mlp-64"), ("epochs", 9), ("dataset", "e")])
+def test_unlike_runs_are_not_compared(tmp_path: Path, name: str, value: object) -> None:
+    _run(tmp_path, "ce", 0, 0.8)
+    _run(tmp_path, "kd", 0, 0.8, **{name: value})
+    with pytest.raises(ConfigError, match=name):
+        compare_runs([tmp_path])
+
+
+def test_runs_are_found_once_and_their_absence_is_said(tmp_path: Path) -> None:
+    run = _run(tmp_path, "ce", 0, 0.8)
+    assert find_runs([tmp_path, run]) == [run]
+    (tmp_path / "unfinished").mkdir()
+    with pytest.raises(NotFoundError, match="no finished run"):
+        find_runs([tmp_path / "unfinished"])
