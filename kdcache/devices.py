@@ -45,9 +45,7 @@ def warn_if_bf16_is_slow(amp: str, device: torch.device) -> None:
     Measured on such a machine (Ice Lake, 2 cores): wrn-16-2 trains 10 images/s in bf16 and 30-90 in float32.
     """
     if amp == "bf16" and device.type == "cpu" and not _cpu_features() & _BF16_UNITS:
-        note(
-            "bf16 is emulated on this processor (no AMX or AVX512-BF16): several times slower than float32; leave --amp out"
-        )
+        note("bf16 is emulated here (no AMX or AVX512-BF16): several times slower than float32; leave --amp out")
 
 
 def _cpu_features() -> set[str]:
