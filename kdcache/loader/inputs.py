@@ -207,7 +207,8 @@ class _Decoder(Dataset[_Answer]):
         crop = self._preprocessing.spec.crop
         if self._policy is not None and self._policy.squashes and crop is not None:
             # A free box is the view: resizing its shorter side and cutting the centre would cut it a second time.
-            return image_functional.resize(example, [crop, crop], antialias=True)
+            sized: Tensor = image_functional.resize(example, [crop, crop], antialias=True)
+            return sized
         return self._preprocessing.per_example(example)
 
     def _stacked(self, examples: list[Tensor], rows: NDArray[np.int64]) -> Tensor:
