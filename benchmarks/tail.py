@@ -55,7 +55,9 @@ def dense_split(logits: Tensor, like: SoftTargets, temperature: float) -> Teache
     return replace(
         split,
         log_prob=named.masked_fill(~split.named, 0.0),
-        log_tail=torch.where(split.has_tail, tail, 0.0),
+        prob=named.exp().masked_fill(~split.named, 0.0),
+        log_tail=tail.masked_fill(split.empty, 0.0),
+        tail_prob=tail.exp(),
     )
 
 

@@ -19,7 +19,7 @@ def _without_label(teacher: TeacherSplit, label: Tensor, named: Tensor, tail: Te
     is_label = teacher.index == label[:, None]
     kept = teacher.named & ~is_label
     inside = (named - log_other[:, None]).masked_fill(~kept, 0.0)
-    return torch.cat([inside, (tail - log_other).masked_fill(~teacher.has_tail, 0.0)[:, None]], dim=1)
+    return torch.cat([inside, (tail - log_other).masked_fill(teacher.empty, 0.0)[:, None]], dim=1)
 
 
 def nontarget_terms(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +35,7 @@ def nontarget_terms(logits: Tensor, targets: SoftTargets, temperature: float | T
     _, log_other_q = student_label_log_probs(logits, label, temperature)
     log_p = _without_label(teacher, label, teacher.log_prob, teacher.log_tail, log_other_p)
     log_q = _without_label(teacher, label, student.log_prob, student.log_tail, log_other_q)
-    kept = torch.cat([teacher.named & (teacher.index != label[:, None]), teacher.has_tail[:, None]], dim=1)
+    kept = torch.cat([teacher.named & (teacher.index != label[:, None]), ~teacher.empty[:, None]], dim=1)
     return log_p.exp() * kept, log_p, log_q
 
 

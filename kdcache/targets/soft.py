@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class SoftTargets:
         """The device of every field."""
         return self.index.device
 
-    @property
+    @cached_property
     def label_in_topk(self) -> Tensor:
         """(B,) bool: whether the label is among the top k."""
         return (self.index == self.label[:, None]).any(dim=1)

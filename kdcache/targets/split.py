@@ -24,32 +24,23 @@ class TeacherSplit:
         index: (B, h) int64 classes.
         named: (B, h) bool; False marks a column that repeats the label and counts for nothing.
         log_prob: (B, h) log p^T in nats; 0 where not named.
+        prob: (B, h) p^T; 0 where not named.
         log_tail: (B,) log pi^T; 0 where the tail is empty.
+        tail_prob: (B,) pi^T; 0 where the tail is empty.
         count: (B,) float, classes in the tail.
+        empty: (B,) bool, the tail is empty.
         log_partition: (B,) log of the sum of p^(1/T) over all classes.
     """
 
     index: Tensor
     named: Tensor
     log_prob: Tensor
+    prob: Tensor
     log_tail: Tensor
+    tail_prob: Tensor
     count: Tensor
+    empty: Tensor
     log_partition: Tensor
-
-    @property
-    def has_tail(self) -> Tensor:
-        """(B,) bool: some class is not named."""
-        return self.count > 0
-
-    @property
-    def prob(self) -> Tensor:
-        """(B, h): p^T, 0 where not named."""
-        return self.log_prob.exp() * self.named
-
-    @property
-    def tail_prob(self) -> Tensor:
-        """(B,): pi^T, 0 where the tail is empty."""
-        return self.log_tail.exp() * self.has_tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +80,27 @@ def split_teacher(targets: SoftTargets, temperature: float | Tensor, *, label_na
         named = torch.cat([named, ~targets.label_in_topk[:, None]], dim=1)
     b = 1.0 / temperature
     powered = log_prob * _column(b)
-    partition = powered.masked_fill(~named, -torch.inf).logsumexp(dim=1)
-    tail_sum = None
-    if not complete:
+    unnamed = ~named
+    # masked after the product: the gradient of b * -inf would be NaN
+    head = powered.masked_fill(unnamed, -torch.inf)
+    partition = head.logsumexp(dim=1)
+    empty = tail.count == 0
+    if complete:
+        log_tail = tail_prob = torch.zeros_like(partition)
+    else:
         tail_sum = log_power_sum(tail, temperature)
         partition = torch.logaddexp(partition, tail_sum)
-    log_tail = torch.zeros_like(partition) if tail_sum is None else tail_sum - partition
+        log_tail = (tail_sum - partition).masked_fill(empty, 0.0)
+        tail_prob = (tail_sum - partition).exp()
     return TeacherSplit(
         index=index,
         named=named,
-        log_prob=(powered - partition[:, None]).masked_fill(~named, 0.0),
-        log_tail=torch.where(tail.count > 0, log_tail, 0.0),
+        log_prob=(powered - partition[:, None]).masked_fill(unnamed, 0.0),
+        prob=(head - partition[:, None]).exp(),
+        log_tail=log_tail,
+        tail_prob=tail_prob,
         count=tail.count,
+        empty=empty,
         log_partition=partition,
     )
 
@@ -125,7 +125,7 @@ def split_student(logits: Tensor, teacher: TeacherSplit, temperature: float | Te
             named_scaled, tail_sum, total = _tempered_sums(logits, teacher.index, temperature)
         else:
             named_scaled, tail_sum, total = head_sums(logits, teacher.index, temperature)
-        tail_sum = torch.where(teacher.has_tail, tail_sum, torch.finfo(logits.dtype).min)
+        tail_sum = tail_sum.masked_fill(teacher.empty, torch.finfo(logits.dtype).min)
         head_sum = named_scaled.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
         partition = torch.logaddexp(head_sum, tail_sum)
     return StudentSplit(
@@ -133,7 +133,7 @@ def split_student(logits: Tensor, teacher: TeacherSplit, temperature: float | Te
         total_scaled=total,
         log_partition=partition,
         log_prob=named_scaled - partition[:, None],
-        log_tail=torch.where(teacher.has_tail, tail_sum - partition, 0.0),
+        log_tail=(tail_sum - partition).masked_fill(teacher.empty, 0.0),
     )
 
 
@@ -155,7 +155,7 @@ def log_label_probs(targets: SoftTargets, temperature: float | Tensor) -> tuple[
     is_label = (teacher.index == targets.label[:, None]) & teacher.named
     log_label = teacher.log_prob.masked_fill(~is_label, 0.0).sum(dim=1)
     others = teacher.log_prob.masked_fill(is_label | ~teacher.named, -torch.inf)
-    tail = teacher.log_tail.masked_fill(~teacher.has_tail, -torch.inf)
+    tail = teacher.log_tail.masked_fill(teacher.empty, -torch.inf)
     return log_label, torch.cat([others, tail[:, None]], dim=1).logsumexp(dim=1)
 
 

@@ -77,3 +77,18 @@ def test_dkd_warms_up() -> None:
     torch.testing.assert_close(loss(0.0), hard)
     torch.testing.assert_close(loss(10.0) - hard, (loss(None) - hard) / 2)
     torch.testing.assert_close(loss(40.0), loss(None))
+
+
+@pytest.mark.parametrize("topk", [1, 4, 11, 12])
+@pytest.mark.parametrize("tail", ["ghost", "uniform", "decoupled", "renormalised"])
+def test_the_learned_temperature_has_a_finite_gradient_where_some_tails_are_empty(topk: int, tail: str) -> None:
+    data = batch()
+    context = methods["ctkd"].prepare(columns(data))
+    assert context.module is not None
+    methods["ctkd"](
+        data.student, data.targets(topk), data.label, context=context, options={"tail": tail}
+    ).sum().backward()
+    gradient = next(context.module.parameters()).grad
+    assert gradient is not None
+    assert torch.isfinite(gradient)
+    assert gradient != 0
