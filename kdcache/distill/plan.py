@@ -20,7 +20,7 @@ from kdcache.datasets.identity import check_identity
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.distill.config import DistillConfig
 from kdcache.errors import ConfigError, IncompatibleError
-from kdcache.loader.inputs import InputReader
+from kdcache.loader.inputs import InputReader, example_tensor
 from kdcache.loader.target_store import TargetStore, open_store
 from kdcache.metrics import Evaluation
 from kdcache.models.registry import BuiltModel
@@ -43,6 +43,7 @@ from kdcache.training.setup import (
     random_augmentation,
 )
 from kdcache.version import __version__
+from kdcache.views.canary import check_canaries
 from kdcache.views.policy import ViewPolicy
 
 ROWS_READ_FIRST = 512  # of file-backed data; the others are compared as they pass in the first epoch
@@ -87,6 +88,7 @@ class DistillPlan:
             sample=len(self._source) if whole else ROWS_READ_FIRST,
         )
         self._unseen = None if whole or manifest.dataset.identity == "weak" else self.store.row_digests
+        self._check_views()
         self._test: DataSource = open_dataset(self._dataset, split=self._eval_split, root=config.data_root)
         if self._test.num_classes != manifest.dataset.num_classes:
             raise IncompatibleError(
@@ -123,6 +125,7 @@ class DistillPlan:
             self._policy,
             workers=self._config.workers,
             device=self._processes.device,
+            stored_params=self.store.view_params if self.store.manifest.views.ops else None,
         )
         return TrainingFeed(
             reader,
@@ -217,6 +220,16 @@ class DistillPlan:
             return ViewPolicy.from_spec(spec), lambda epoch: epoch % count
         policy = random_augmentation(augment, seed=self._config.seed)
         return policy, lambda epoch: epoch
+
+    def _check_views(self) -> None:
+        """Replay the store's canary views: the student must see the pixels the teacher saw."""
+        spec = self.store.manifest.views
+        if self._policy is not None and spec.canaries:
+            report = check_canaries(
+                self._policy, spec, lambda row: example_tensor(self._source, row), self.store.num_rows
+            )
+            if report.warning:
+                note(report.warning)
 
     def _default_folder(self) -> Path:
         name = default_run_name(

@@ -6,7 +6,7 @@ through a worker (shipping them caps a loader at 0.2 M rows/s). No targets and n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class InputReader:
         policy: replayable random augmentation, or None for the plain example.
         workers: processes that decode examples; 0 decodes in this process. Arrays in memory need none.
         device: where the inputs come out.
+        stored_params: (rows, view) -> (B, W) uint8, the outcomes a store recorded; they are replayed instead of drawn
+            again.
+
+    Raises:
+        ConfigError: the policy mixes examples, which one row's label cannot follow.
     """
 
     def __init__(
@@ -45,7 +50,14 @@ class InputReader:
         *,
         workers: int = 0,
         device: torch.device | str = "cpu",
+        stored_params: Callable[[NDArray[np.int64], int], NDArray[np.uint8]] | None = None,
     ) -> None:
+        if policy is not None and policy.mix_op is not None:
+            raise ConfigError(
+                f"view policy {policy.name!r} mixes two examples; only policies of single examples can be read",
+                hint="choose cifar, imagenet or imagenet-strong",
+            )
+        self._stored_params = stored_params
         self._source = source
         self._preprocessing = preprocessing
         self._policy = policy
@@ -111,7 +123,10 @@ class InputReader:
             inputs = torch.index_select(array, 0, torch.from_numpy(rows).to(array.device, non_blocking=True))
             if self._policy is not None:
                 sizes = np.broadcast_to(size, (len(rows), 2))
-                outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
+                if self._stored_params is not None:
+                    outcomes = self._policy.unpack(self._stored_params(rows, view))
+                else:
+                    outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
                 self._last = (rows, view, self._policy.pack(outcomes))
                 inputs = self._policy.apply_batch(inputs, outcomes)
             yield self._preprocessing.batch(inputs.to(self._device, non_blocking=True)), rows
@@ -120,7 +135,11 @@ class InputReader:
         self, batches: Iterable[NDArray[np.int64]], view: int, digests: NDArray[np.uint16] | None
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         asked = list(batches)
-        self._requests.items = [_Request(rows=rows, view=view, digests=digests is not None) for rows in asked]
+        stored = self._stored_params if self._policy is not None else None
+        self._requests.items = [
+            _Request(rows=rows, view=view, digests=digests is not None, params=stored(rows, view) if stored else None)
+            for rows in asked
+        ]
         for rows, answer in zip(asked, self._loader, strict=True):
             if isinstance(answer, KdcacheError):
                 raise answer
@@ -148,7 +167,12 @@ class InputReader:
 
 def example_shape(source: DataSource) -> tuple[int, ...]:
     """Shape of one raw example as models see it: (C, H, W) for uint8 images, else the array's own."""
-    return tuple(_as_tensor(source.example(0)).shape)
+    return tuple(example_tensor(source, 0).shape)
+
+
+def example_tensor(source: DataSource, row: int) -> Tensor:
+    """One raw example: uint8 (C, H, W) for images, else the array's own dtype and shape; always a copy."""
+    return _as_tensor(source.example(row))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +180,7 @@ class _Request:
     rows: NDArray[np.int64]
     view: int
     digests: bool
+    params: NDArray[np.uint8] | None
 
 
 _Answer = tuple[Tensor, Tensor, Tensor | None] | KdcacheError
@@ -196,7 +221,10 @@ class _Decoder(Dataset[_Answer]):
         params = None
         if self._policy is not None:
             sizes = np.array([example.shape[-2:] for example in examples], dtype=np.int64)
-            outcomes = self._policy.sample(rows, request.view, sizes=sizes, num_rows=len(self._source))
+            if request.params is not None:
+                outcomes = self._policy.unpack(request.params)
+            else:
+                outcomes = self._policy.sample(rows, request.view, sizes=sizes, num_rows=len(self._source))
             examples = [self._policy.apply(example, outcomes[i]) for i, example in enumerate(examples)]
             params = torch.from_numpy(self._policy.pack(outcomes))
         sized = [self._to_model_size(example) for example in examples]

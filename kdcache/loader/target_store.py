@@ -156,6 +156,17 @@ class TargetStore:
         table = self._table(view, self.topk if topk is None else topk)
         return table.gather(self._checked_rows(rows), self.num_classes)
 
+    def view_params(self, rows: NDArray[np.int64], view: int) -> NDArray[np.uint8]:
+        """(B, W) uint8: the packed outcomes of the random choices that made these rows' views.
+
+        Raises:
+            IncompatibleError: the store holds no augmented views.
+        """
+        packed = self._reader.view(view).view_params
+        if packed is None:
+            raise IncompatibleError(f"{self.location} holds no view parameters: its views are the plain examples")
+        return packed[rows]
+
     def batches(self, batch_size: int = 8192, *, view: int = 0, topk: int | None = None) -> Iterator[SoftTargets]:
         """All rows of a view in order, for statistics over the store."""
         for start in range(0, self.num_rows, batch_size):

@@ -129,3 +129,31 @@ def test_augmented_files_are_the_same_with_and_without_workers(images: FileSourc
             assert torch.equal(one, other)
     first, second = (torch.cat(list(_views(here, view))) for view in (0, 1))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_recorded_outcomes_are_replayed_not_drawn_again(images: FileSource, workers: int | None) -> None:
+    """Another seed stands for a later version that would draw differently: the record decides."""
+    source = small_source(8) if workers is None else images
+    preprocessing = PLAIN if workers is None else SIZED
+    policies = [ViewPolicy.from_preset("cifar", seed=seed) for seed in (1, 2)]
+    recorded = {}
+    drawn = InputReader(source, preprocessing, policies[0], workers=workers or 0)
+    seen = []
+    for inputs, rows in drawn.batches(BATCHES, view=4):
+        seen.append(inputs)
+        recorded.update(zip(rows.tolist(), drawn.view_columns(rows, 4)["view_params"], strict=True))
+    replayed = InputReader(
+        source,
+        preprocessing,
+        policies[1],
+        workers=workers or 0,
+        stored_params=lambda rows, view: np.stack([recorded[int(row)] for row in rows]),
+    )
+    for inputs, expected in zip((item for item, _ in replayed.batches(BATCHES, view=4)), seen, strict=True):
+        assert torch.equal(inputs, expected)
+
+
+def test_a_policy_that_mixes_examples_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mixes"):
+        InputReader(small_source(8), PLAIN, ViewPolicy.from_preset("patient"))
