@@ -102,12 +102,19 @@ def static_of(manifest: StoreManifest) -> dict[str, NDArray[Any]]:
     return {name: rng.standard_normal(manifest.static_shapes[name]).astype(np.float32) for name in sorted(names)}
 
 
-def write_store(location: Path, manifest: StoreManifest, *, seed: int = 0, blocks: int | None = None) -> StoreManifest:
+def write_store(
+    location: Path,
+    manifest: StoreManifest,
+    *,
+    seed: int = 0,
+    blocks: int | None = None,
+    quality: Mapping[str, Any] | None = None,
+) -> StoreManifest:
     """Write a store (or its first blocks) and seal it when nothing is pending."""
     with StoreWriter.open(location, manifest, static=static_of(manifest)) as writer:
         for block in writer.pending[:blocks]:
             writer.write_block(block, columns_of(manifest, block, seed=seed))
-        return writer.manifest if writer.pending else writer.seal(quality={"top1": 0.5})
+        return writer.manifest if writer.pending else writer.seal(quality={"top1": 0.5} if quality is None else quality)
 
 
 def store_bytes(location: Path) -> dict[str, bytes]:

@@ -46,8 +46,8 @@ from kdcache.store.resident import (
 
 __all__ = ["StoreReader", "ViewColumns", "open_reader", "read_manifest"]
 
-# Verified views that are still in use somewhere in this process, by (root digest, view): verified once per process.
-_LOADED: weakref.WeakValueDictionary[tuple[str, int], LoadedView] = weakref.WeakValueDictionary()
+# Views that a reader of this process holds, by (place, root digest, view): verified once per process and store.
+_LOADED: weakref.WeakValueDictionary[tuple[str, str, int], LoadedView] = weakref.WeakValueDictionary()
 
 
 def open_reader(
@@ -239,7 +239,7 @@ class StoreReader:
 
     def _load(self, view: int) -> LoadedView:
         manifest, layout = self.manifest, self._layout
-        key = (manifest.root_digest, view)
+        key = (str(self._root.resolve()), manifest.root_digest, view)
         loaded = _LOADED.get(key) if manifest.complete else None
         if loaded is not None:
             return loaded
