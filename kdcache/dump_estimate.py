@@ -71,7 +71,7 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
     """
     plan = plan_dump(config)
     if plan.found is not None:
-        size = int(describe(plan.location)["bytes"])
+        size = int(describe(plan.location)["bytes_on_disk"])
         return _estimate(config, plan, size / (plan.data.num_rows * config.views), 0.0, size, None)
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
     manifest = new_manifest(config, plan, teacher)
@@ -92,9 +92,9 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
             seconds = time.perf_counter() - started
             writer.seal()
         sizes = describe(location)["arrays"]
-    static = sum(sizes[name]["bytes"] for name in teacher.static)
+    static = sum(sizes[name]["bytes_on_disk"] for name in teacher.static)
     per_row = (
-        sum(item["bytes"] for name, item in sizes.items() if name not in teacher.static and name != "commit") / count
+        sum(item["bytes_on_disk"] for name, item in sizes.items() if name not in teacher.static and name != "commit") / count
     )
     blocks = plan.data.num_rows * config.views / manifest.block_rows
     size = round(static + per_row * plan.data.num_rows * config.views + 32 * blocks)
