@@ -37,7 +37,9 @@ class LogitGenerator:
         unit: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
         return unit
 
-    def batch(self, vectors: NDArray[np.float32], start: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def batch(
+        self, vectors: NDArray[np.float32], start: int, rows: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Logits (rows, K) float32 and labels (rows,) int64 in random class order, as a shuffled data set has them."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 1, start]))
         labels = rng.integers(self.num_classes, size=rows)

@@ -102,7 +102,7 @@ def check_metadata(root: Path, array: ArrayLayout) -> None:
         found.pop("storage_transformers")
     found.setdefault("attributes", {})
     for key in sorted({*expected, *found}):
-        if not _same(found.get(key), expected.get(key)):
+        if key not in found or key not in expected or not _same(found[key], expected[key]):
             raise HostileStoreError(
                 f"{root / path}: {key} is {found.get(key)!r:.200}, expected {expected.get(key)!r} from the manifest",
                 hint=_repair(root),
