@@ -22,6 +22,7 @@ from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.source import DataSource
 from kdcache.devices import choose_device, warn_if_bf16_is_slow
 from kdcache.errors import ConfigError
+from kdcache.loader.inputs import example_tensor
 from kdcache.progress import note
 from kdcache.specs import (
     FORMAT_VERSION,
@@ -41,6 +42,7 @@ from kdcache.teacher_run import TeacherQuality, TeacherRun
 from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest
 from kdcache.user_code import is_user_factory
 from kdcache.version import __version__
+from kdcache.views.canary import make_canaries, view_libraries
 from kdcache.views.policy import ViewPolicy
 
 
@@ -246,11 +248,29 @@ def teacher_choice(config: DumpConfig) -> TeacherChoice:
 
 
 def load_policy(name: str, *, seed: int) -> ViewPolicy | None:
-    """The view policy of `--augment NAME|FILE.toml`; None when it changes nothing."""
-    policy = (
-        ViewPolicy.from_toml(name, seed=seed) if name.endswith(".toml") else ViewPolicy.from_preset(name, seed=seed)
-    )
+    """The view policy of `--augment NAME|FILE.toml|FILE.py:factory`; None when it changes nothing.
+
+    Raises:
+        ConfigError: an unknown policy, or one that mixes examples: the store does not yet record what mixing needs.
+    """
+    policy = ViewPolicy.named(name, seed=seed)
+    if policy.mix_op is not None:
+        raise ConfigError(
+            f"augment {name!r} mixes two examples; stores of mixed views are not supported yet",
+            hint="choose a policy without mixing, such as cifar, imagenet or imagenet-strong",
+        )
     return policy if policy.ops else None
+
+
+def recorded_views(plan: DumpPlan, *, num_views: int) -> ViewSpec:
+    """The policy's identity with canaries: a few replayed views whose pixels every later reader can compare."""
+    policy = plan.policy
+    if policy is None:
+        return plan.views
+    canaries = make_canaries(
+        policy, lambda row: example_tensor(plan.source, row), plan.data.num_rows, num_views=num_views
+    )
+    return policy.spec(libraries=view_libraries(), canaries=canaries)
 
 
 def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> StoreManifest:
@@ -262,7 +282,7 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
         format_version=FORMAT_VERSION,
         dataset=plan.data,
         teacher=teacher.spec,
-        views=plan.views,
+        views=recorded_views(plan, num_views=config.views),
         codec=CodecSpec(topk=plan.topk, precision=config.precision, fields=tuple(sorted(shapes))),
         num_views=config.views,
         block_rows=block_rows_for(plan.data.num_rows),

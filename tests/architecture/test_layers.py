@@ -11,7 +11,7 @@ from tests.architecture.source_tree import Module, modules, top_name
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__", "cli"}),
     frozenset({"dump", "dump_estimate", "teacher_run", "block_pipe", "distill", "teacher_training", "report"}),
-    frozenset({"datasets", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
+    frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
     frozenset({"targets", "views", "store"}),
     frozenset({"specs", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code"}),
 )
