@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )
 @option("--student", metavar="MODEL", default="", help="Built-in name, torchvision:NAME, timm:NAME or file.py:factory.")
 @option("--method", kind=CommaList(str), default="kd-topk", help="One or several: ce,kd (kdcache methods lists them).")
-@option("--topk", kind=click.IntRange(min=1), metavar="K", help="Classes used per row; otherwise all that are stored.")
+@option("--topk", kind=click.IntRange(min=1), metavar="K", help="Classes used per row; otherwise the method's own.")
 @option("--temperature", kind=float, metavar="T", help="Softmax temperature, no unit; otherwise the method's own.")
 @option("--alpha", kind=float, metavar="A", help="Weight of the soft part, 0 to 1; otherwise the method's own.")
 @option("--set", "settings", metavar="OPTION=VALUE", multiple=True, help="An option of the method; may be repeated.")
