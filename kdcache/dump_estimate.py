@@ -94,7 +94,8 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
         sizes = describe(location)["arrays"]
     static = sum(sizes[name]["bytes_on_disk"] for name in teacher.static)
     per_row = (
-        sum(item["bytes_on_disk"] for name, item in sizes.items() if name not in teacher.static and name != "commit") / count
+        sum(item["bytes_on_disk"] for name, item in sizes.items() if name not in teacher.static and name != "commit")
+        / count
     )
     blocks = plan.data.num_rows * config.views / manifest.block_rows
     size = round(static + per_row * plan.data.num_rows * config.views + 32 * blocks)
