@@ -10,7 +10,9 @@ from tests.architecture.source_tree import Module, modules, top_name
 # Highest first. A module may import its own layer and the ones below; ROOMS of one layer do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__", "cli"}),
-    frozenset({"dump", "dump_estimate", "teacher_run", "block_pipe", "distill", "teacher_training", "report"}),
+    frozenset(
+        {"dump", "dump_estimate", "replay", "teacher_run", "block_pipe", "distill", "teacher_training", "report"}
+    ),
     frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
     frozenset({"targets", "views", "store"}),
     frozenset({"specs", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code"}),

@@ -1,0 +1,193 @@
+"""`verify --replay` and `--views`: ask the teacher again about sampled rows, or draw the views again, and compare.
+
+The only checks that need more than the store: the teacher and the data set, or the data set alone. A "no" is an answer
+(exit code 1), not an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcache.datasets.cards import open_dataset
+from kdcache.datasets.identity import check_identity
+from kdcache.datasets.source import DataSource
+from kdcache.devices import choose_device
+from kdcache.dump import DumpConfig, load_policy, teacher_choice
+from kdcache.errors import IncompatibleError
+from kdcache.loader.inputs import example_tensor
+from kdcache.loader.target_store import TargetStore, open_store
+from kdcache.targets.soft import SoftTargets
+from kdcache.teacher_run import TeacherRun
+from kdcache.teachers import TeacherRequest
+from kdcache.views.canary import check_canaries, check_sampling
+from kdcache.views.policy import ViewPolicy
+
+# Total variation that float16, --precision compact and another machine's arithmetic stay far below (1e-3 is typical);
+# another teacher, preprocessing or row is far above it.
+LARGEST_DISTANCE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayReport:
+    """What asking again said.
+
+    Attributes:
+        rows: how many (row, view) pairs were asked.
+        mean_distance, max_distance: total variation between stored and fresh probabilities of the fresh top k.
+        different: the (row, view) pairs further apart than the tolerance.
+        views_checked: canary views replayed; 0 when the store has none.
+        warning: what differs harmlessly, for the screen.
+    """
+
+    rows: int = 0
+    mean_distance: float = 0.0
+    max_distance: float = 0.0
+    different: tuple[tuple[int, int], ...] = ()
+    views_checked: int = 0
+    warning: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything asked again came out the same."""
+        return not self.different
+
+    def __str__(self) -> str:
+        parts = []
+        if self.rows:
+            parts.append(
+                f"{self.rows} rows asked again: mean distance {self.mean_distance:.1e}, largest {self.max_distance:.1e}"
+            )
+        if self.views_checked:
+            parts.append(f"{self.views_checked} canary views replayed: the same pixels")
+        if self.different:
+            shown = ", ".join(f"row {row} view {view}" for row, view in self.different[:8])
+            parts.append(f"{len(self.different)} differ by more than {LARGEST_DISTANCE}: {shown}")
+        return "; ".join([*parts, *([self.warning] if self.warning else [])])
+
+
+def replay_rows(location: str, count: int, config: DumpConfig) -> ReplayReport:
+    """Run the teacher on sampled rows and compare its opinion with the stored one.
+
+    Args:
+        location: a sealed store.
+        count: rows to ask, spread evenly; views in turn.
+        config: names teacher, weights, data set and device as `dump_teacher` takes them; "" is the store's card.
+
+    Raises:
+        NotFoundError, ConfigError: teacher or data are not there.
+        IncompatibleError: another teacher, other data or other views than the store's.
+    """
+    store = open_store(location)
+    source = checked_source(store, config)
+    config = replace(config, dataset=config.dataset or store.manifest.dataset.card, amp=_amp(store))
+    request = TeacherRequest.resolve(teacher_choice(config), source)
+    stored, given = store.manifest.teacher.identity(), request.spec.identity()
+    for name in stored:
+        if stored[name] != given[name]:
+            raise IncompatibleError(
+                f"{location}: the store's teacher has {name} {stored[name]!r:.80}, the one given {given[name]!r:.80}",
+                hint="name the teacher the store was made with: --teacher SOURCE --weights FILE",
+            )
+    teacher = request.load(source, choose_device(config.device))
+    run = TeacherRun(source, teacher, store.manifest.codec, views_of(store, config), workers=config.workers)
+    return _compare(store, run, sampled(store, count), batch_size=config.batch_size)
+
+
+def replay_views(location: str, config: DumpConfig, *, allow_drift: bool = False) -> ReplayReport:
+    """Draw the recorded views again, without a teacher, and compare outcomes and pixels with the canaries.
+
+    Raises:
+        IncompatibleError: the views drifted (one line for each canary), or the data is not the store's.
+    """
+    store = open_store(location)
+    source = checked_source(store, config)
+    policy, spec = views_of(store, config), store.manifest.views
+    if policy is None or not spec.canaries:
+        return ReplayReport(warning="the store has no augmented views: there is nothing to replay")
+    check_sampling(policy, spec, len(source))
+    report = check_canaries(policy, spec, lambda row: example_tensor(source, row), len(source), allow_drift=allow_drift)
+    return ReplayReport(views_checked=report.compared, warning=report.warning)
+
+
+def checked_source(store: TargetStore, config: DumpConfig) -> DataSource:
+    """The store's data set, opened and checked row by row against it."""
+    spec = store.manifest.dataset
+    source = open_dataset(config.dataset or spec.card, split=spec.split, root=config.data_root)
+    check_identity(source, spec, store.labels, store.row_digests)
+    return source
+
+
+def views_of(store: TargetStore, config: DumpConfig) -> ViewPolicy | None:
+    """The policy that made the store's views; a user's transform must be named with --augment."""
+    spec = store.manifest.views
+    if not spec.ops:
+        return None
+    user = load_policy(config.augment, seed=spec.seed) if config.augment != "none" else None
+    return ViewPolicy.from_spec(spec, user=user)
+
+
+def sampled(store: TargetStore, count: int) -> list[tuple[int, NDArray[np.int64]]]:
+    """(view, rows) pairs: `count` rows spread evenly over the data set, dealt out to the views."""
+    rows = np.unique(np.linspace(0, store.num_rows - 1, min(count, store.num_rows)).astype(np.int64))
+    dealt = [(view, rows[view :: store.num_views]) for view in range(store.num_views)]
+    return [(view, part) for view, part in dealt if len(part)]
+
+
+def distance(stored: SoftTargets, fresh: SoftTargets) -> Tensor:
+    """(B,) half the sum over the fresh top k of |stored p - fresh p|; a class that is not stored counts as p = 0."""
+    same = fresh.index[:, :, None] == stored.index[:, None, :]
+    found = (same * stored.log_prob.exp()[:, None, :]).sum(dim=2)
+    return (found - fresh.log_prob.exp()).abs().sum(dim=1) / 2
+
+
+def _compare(
+    store: TargetStore, run: TeacherRun, asked: list[tuple[int, NDArray[np.int64]]], *, batch_size: int
+) -> ReplayReport:
+    distances, places = [], []
+    step = min(batch_size, max(1, 2**24 // store.topk**2))  # (B, k, k) stays small when all K are stored
+    for view, rows in asked:
+        batches = [rows[start : start + step] for start in range(0, len(rows), step)]
+        for batch, fresh in zip(batches, run.encoded(batches, view=view), strict=True):
+            distances.append(distance(store.targets(batch, view), fresh.targets().to("cpu")))
+            places += [(int(row), view) for row in batch]
+    all_distances = torch.cat(distances)
+    different = tuple(places[i] for i in torch.nonzero(all_distances > LARGEST_DISTANCE)[:, 0].tolist())
+    return ReplayReport(
+        rows=len(places),
+        mean_distance=float(all_distances.mean()),
+        max_distance=float(all_distances.max()),
+        different=different,
+    )
+
+
+def _amp(store: TargetStore) -> Literal["none", "bf16"]:
+    return "bf16" if store.manifest.teacher.numeric_mode == "bfloat16" else "none"
+
+
+def config_for_replay(
+    *,
+    dataset: str,
+    data_root: Path | None,
+    teacher: str,
+    weights: str,
+    augment: str,
+    device: str,
+    init_seed: int | None = None,
+) -> DumpConfig:
+    """The part of a `DumpConfig` that a replay uses; "" means what the store's card says."""
+    return DumpConfig(
+        dataset=dataset,
+        data_root=data_root,
+        teacher=teacher,
+        weights=weights,
+        augment=augment or "none",
+        device=device,
+        init_seed=init_seed,
+    )
