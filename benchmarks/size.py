@@ -25,6 +25,7 @@ from benchmarks.machine import report, seconds_of
 from benchmarks.tail import bucket_kl, dense_split
 from kdcache.canonical import digest_of
 from kdcache.specs import CodecSpec, DatasetSpec, PreprocessingSpec, StoreManifest, TeacherSpec, ViewSpec
+from kdcache.store.blocks import block_rows_for
 from kdcache.store.info import describe
 from kdcache.store.precision import MANTISSA_BITS
 from kdcache.store.reader import open_reader
@@ -66,7 +67,7 @@ def manifest_for(rows: int, classes: int, *, topk: int, precision: Any, tail_num
         views=ViewSpec(),
         codec=CodecSpec(topk=topk, precision=precision, tail_numbers=tail_numbers),
         num_views=1,
-        block_rows=65_536,
+        block_rows=65_536 if rows >= 16_384 else block_rows_for(rows),
     )
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,13 @@ store.targets(torch.arange(256))
 print(time.perf_counter() - started)
 """
 STREAM = """
-import resource, sys
+import sys
+from pathlib import Path
 from kdcache.store.verify import verify_store
 assert verify_store(sys.argv[1]).exit_code == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# VmHWM, not ru_maxrss: that one starts at the size of the process that started this one
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024)
 """
 
 
@@ -120,6 +124,13 @@ def gather_ratio(store: Path, folder: Path, rows: int, batch: int) -> dict[str, 
     return {"ratio_to_memmap": round(median_ratio(pairs), 3), "rows_per_s": round(rate)}
 
 
+def cpu_seconds_of(action: Callable[[], object]) -> float:
+    """Processor time of one call, in seconds."""
+    started = time.process_time()
+    action()
+    return time.process_time() - started
+
+
 def in_new_process(code: str, store: Path) -> float:
     """The number a small program prints about a store."""
     done = subprocess.run([sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True)
@@ -133,6 +144,7 @@ def measure(rows: int) -> dict[str, Any]:
     try:
         written = write(store, rows)
         decode = min(seconds_of(lambda: open_reader(store, threads=1).view(0)) for _ in range(3))
+        cpu = min(cpu_seconds_of(lambda: open_reader(store, threads=1).view(0)) for _ in range(3))
         opening = statistics.median(seconds_of(lambda: open_reader(store)) for _ in range(9))
         reader = open_reader(store)
         view = reader.view(0)
@@ -140,6 +152,7 @@ def measure(rows: int) -> dict[str, Any]:
         figures: dict[str, Any] = {
             "write_rows_per_s": round(written),
             "decode_verify_rows_per_s_one_core": round(rows / decode),
+            "decode_verify_rows_per_cpu_second": round(rows / cpu),  # the same on a machine that does other things
             "open_ms": round(1000 * opening, 1),
             "first_batch_cold_s": round(in_new_process(FIRST_BATCH, store), 3),
             "stream_rss_mb": round(in_new_process(STREAM, store) / 1e6),

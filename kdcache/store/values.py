@@ -137,9 +137,9 @@ def mass_tolerance(precision: str) -> float:
 
 
 def rounding_loss(given: Columns, stored: Columns) -> float:
-    """Mean KL in nats, at T=1, of the given head and tail mass against the stored ones.
+    """Mean KL in nats, at T=1, of the given head and tail mass against the stored ones, to second order.
 
-    The generalised KL (sum p log(p/q) - p + q) is used, so that rounding away from sum 1 counts as an error too.
+    With d = log p - log q the generalised KL, sum p log(p/q) - p + q, is sum p d^2 / 2 up to a factor 1 + d/3.
 
     Args:
         given: float columns before rounding, (rows, ...).
@@ -147,15 +147,15 @@ def rounding_loss(given: Columns, stored: Columns) -> float:
     """
     total = 0.0
     for name in ("topk_log_prob", "tail"):
-        before = np.asarray(given[name], dtype=np.float64)
-        after = np.asarray(stored[name], dtype=np.float64)
+        before = np.asarray(given[name], dtype=np.float32)
+        after = np.asarray(stored[name], dtype=np.float32)
         if name == "tail":
             before, after = before[:, :1], after[:, :1]
-        before, after = np.minimum(before, 0), np.minimum(after, 0)
-        present = np.isfinite(before) & np.isfinite(after)
-        p, q = np.exp(before[present]), np.exp(after[present])
-        total += float((p * (before[present] - after[present]) - p + q).sum())
-    return max(0.0, total / len(given["tail"]))
+            present = np.isfinite(before) & np.isfinite(after)
+            before, after = np.where(present, before, 0), np.where(present, after, 0)
+        difference = before - after
+        total += float((np.exp(np.minimum(before, 0)) * difference * difference).sum(dtype=np.float64))
+    return total / (2 * len(given["tail"]))
 
 
 def _rows_where(wrong: NDArray[Any]) -> NDArray[np.int64]:
