@@ -115,6 +115,6 @@ def _parse_scalar(hint: Any, value: Json, where: str) -> Any:
         return float(value)
     if hint is Any:
         return value
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         raise CorruptStoreError(f"{where}: expected {hint.__name__}, found {type(value).__name__} {value!r:.60}")
     return value
