@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_tree import with_tree
 from kdcache.version import __version__
 from tests.architecture.source_tree import ROOT, Module, modules
 
@@ -134,3 +135,8 @@ def test_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_tree_in_the_readme_is_current() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert with_tree(readme) == readme, "run: python docs/make_tree.py"
