@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from kdcache.errors import ConfigError, NotFoundError
@@ -74,13 +76,21 @@ def find_factory(name: str) -> UserFactory:
     return UserFactory(path=path, function=function, code_digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+class _UncachedLoader(SourceFileLoader):
+    """Compiles the file itself: cached bytecode is chosen by size and whole seconds, so it may be of an older file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _function(factory: UserFactory) -> Callable[..., Any]:
     # The digest in the module's name keeps two versions or two files of one name apart; the entry in sys.modules
     # lets dataclasses and worker processes find the module again.
     module_name = f"kdcache_user_{factory.path.stem}_{factory.code_digest[:12]}"
     module = sys.modules.get(module_name)
     if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, factory.path)
+        loader = _UncachedLoader(module_name, str(factory.path))
+        spec = importlib.util.spec_from_file_location(module_name, factory.path, loader=loader)
         if spec is None or spec.loader is None:
             raise ConfigError(f"{factory.path}: Python cannot load this file as a module")
         module = importlib.util.module_from_spec(spec)
