@@ -126,8 +126,10 @@ class DistillLoader:
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor, SoftTargets]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
+        view, next_view = (number % self._store.num_views for number in (epoch, epoch + 1))
         for inputs, rows in self._batches(epoch):
-            targets = self._store.targets(rows, epoch % self._store.num_views, self._topk)
+            targets = self._store.targets(rows, view, self._topk)
+            self._store.prefetch(next_view)  # the first call counts, the others are free
             yield inputs, targets.label, targets
 
     def rows(self, epoch: int) -> list[NDArray[np.int64]]:

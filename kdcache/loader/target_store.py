@@ -6,9 +6,11 @@ bytes (that is `store.reader`) or knows about inputs.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from kdcache.store.reader import StoreReader, ViewColumns, open_reader
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.tail import narrow
 
-RESIDENT_VIEWS = 2  # the view being read and the next one; ImageNet at k=10 is 50-70 MB a view
+RESIDENT_VIEWS = 2  # the view in use and the one before or after it; ImageNet at k=10 is 50-70 MB a view
 NARROW_ROWS = 65_536  # rows narrowed at a time, so that the float32 copy stays small
 
 Rows = Tensor | NDArray[np.integer] | Sequence[int]
@@ -35,6 +37,7 @@ class _Table:
     classes: Tensor  # (N, k + 1) integer: top-k classes, then the label
     log_probs: Tensor  # (N, k + 1) float16 or float32: of the same classes
     tail: Tensor  # (N, 3) or (N, 4)
+    view_params: NDArray[np.uint8] | None  # (N, W), always in RAM: they are replayed on the CPU
 
     def gather(self, rows: Tensor, num_classes: int) -> SoftTargets:
         classes = torch.index_select(self.classes, 0, rows).long()
@@ -58,6 +61,10 @@ class _MappedTable:
     topk: int
     device: torch.device
 
+    @property
+    def view_params(self) -> NDArray[np.uint8] | None:
+        return self.columns.view_params
+
     def gather(self, rows: Tensor, num_classes: int) -> SoftTargets:
         chosen = rows.cpu().numpy()
         kept = self.columns
@@ -72,11 +79,18 @@ class _MappedTable:
         return narrow(targets, self.topk).to(self.device, non_blocking=True)
 
 
+# Tables that a store of this process holds: a second store over the same bytes neither verifies nor decodes again.
+_SHARED: weakref.WeakValueDictionary[tuple[str, str, str, int, int], _Table | _MappedTable] = (
+    weakref.WeakValueDictionary()
+)
+
+
 class TargetStore:
     """Soft targets by row number; public as `kdcache.open_store`.
 
     Opening reads metadata only. The first use of a view checks every block against the ledger, decodes it and keeps it
-    on `device`; later uses are gathers.
+    on `device`; later uses are gathers. At most two views are in memory, however many there are: the one in use and
+    the last one, or the one that `prefetch` announced. Safe to share between threads.
 
     Args:
         reader: an open, sealed store.
@@ -86,7 +100,9 @@ class TargetStore:
     def __init__(self, reader: StoreReader, *, device: torch.device | str = "cpu") -> None:
         self._reader = reader
         self.device = torch.device(device)
-        self._tables: OrderedDict[tuple[int, int], _Table | _MappedTable] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, int], _Table | _MappedTable] = OrderedDict()  # by (view, topk)
+        self._announced: int | None = None
+        self._lock = threading.RLock()
 
     @property
     def manifest(self) -> StoreManifest:
@@ -162,10 +178,27 @@ class TargetStore:
         Raises:
             IncompatibleError: the store holds no augmented views.
         """
-        packed = self._reader.view(view).view_params
+        with self._lock:
+            held = next((table for (of, _), table in self._tables.items() if of == view), None)
+            packed = self._reader.view(view).view_params if held is None else held.view_params
         if packed is None:
             raise IncompatibleError(f"{self.location} holds no view parameters: its views are the plain examples")
         return packed[rows]
+
+    def prefetch(self, view: int) -> None:
+        """Say which view is wanted next: it is verified and decoded in the background while this one is in use.
+
+        Call it when the view in use has been asked for once; of other views only that one stays in memory.
+
+        Raises:
+            ConfigError: no such view. Damage in it is raised where its targets are asked for.
+        """
+        with self._lock:
+            if any(of == view for of, _ in self._tables) or self._announced == view:
+                return
+            self._reader.prefetch(view)
+            self._announced = view
+            self._keep_tables(1)
 
     def batches(self, batch_size: int = 8192, *, view: int = 0, topk: int | None = None) -> Iterator[SoftTargets]:
         """All rows of a view in order, for statistics over the store."""
@@ -190,10 +223,24 @@ class TargetStore:
         return index.to(self.device, non_blocking=True)
 
     def _table(self, view: int, topk: int) -> _Table | _MappedTable:
-        key = (view, topk)
-        if key in self._tables:
+        with self._lock:
+            key = (view, topk)
+            if key not in self._tables:
+                self._check_request(view, topk)
+                in_turn = self._announced == view
+                # A view that was announced while more wait replaces the one in use; else the last one may come back.
+                self._keep_tables(0 if in_turn and self.num_views > RESIDENT_VIEWS else RESIDENT_VIEWS - 1)
+                self._tables[key] = self._load(view, topk)
+                self._reader.release()  # the tables are copies: keeping the columns would double the memory
+                self._announced = None
             self._tables.move_to_end(key)
             return self._tables[key]
+
+    def _keep_tables(self, count: int) -> None:
+        while len(self._tables) > count:
+            self._tables.popitem(last=False)
+
+    def _check_request(self, view: int, topk: int) -> None:
         if not 0 <= view < self.num_views:
             raise ConfigError(f"{self.location}: view {view} asked for, expected 0 to {self.num_views - 1}")
         if topk < 1:
@@ -203,17 +250,21 @@ class TargetStore:
                 f"{self.location}: topk {topk} asked for, the store holds {self.topk} classes per row",
                 hint=f"use --topk {self.topk} or less, or dump again with kdcache dump-teacher --topk {topk}",
             )
-        columns = self._reader.view(view)
-        table: _Table | _MappedTable
-        if isinstance(columns.topk_index, np.memmap):  # the reader found that the view does not fit in memory
-            table = _MappedTable(columns=columns, labels=self.labels, topk=topk, device=self.device)
-        else:
-            table = _resident(columns, self.labels, self.device)
-            if topk < self.topk:
-                table = _narrowed(table, topk, self.num_classes)
-        self._tables[key] = table
-        while len(self._tables) > RESIDENT_VIEWS:
-            self._tables.popitem(last=False)
+
+    def _load(self, view: int, topk: int) -> _Table | _MappedTable:
+        store = (str(Path(self.location).resolve()), self.manifest.root_digest, str(self.device), view)
+        table = _SHARED.get((*store, topk)) or _SHARED.get((*store, self.topk))
+        if table is None:
+            columns = self._reader.view(view)
+            if isinstance(columns.topk_index, np.memmap):  # the reader found that the view does not fit in memory
+                table = _MappedTable(columns=columns, labels=self.labels, topk=topk, device=self.device)
+            else:
+                table = _resident(columns, self.labels, self.device)
+        if isinstance(table, _MappedTable):
+            table = replace(table, topk=topk)
+        elif topk + 1 < table.classes.shape[1]:
+            table = _narrowed(table, topk, self.num_classes)
+        _SHARED[*store, topk] = table
         return table
 
 
@@ -252,6 +303,7 @@ def _resident(columns: ViewColumns, labels: NDArray[np.int64], device: torch.dev
         classes=torch.from_numpy(classes).to(device),
         log_probs=torch.from_numpy(log_probs).to(device),
         tail=torch.from_numpy(columns.tail.copy()).to(device),
+        view_params=columns.view_params,
     )
 
 
@@ -268,4 +320,5 @@ def _narrowed(table: _Table, topk: int, num_classes: int) -> _Table:
         classes=torch.index_select(table.classes, 1, columns),
         log_probs=torch.index_select(table.log_probs, 1, columns),
         tail=torch.cat(tails),
+        view_params=table.view_params,
     )

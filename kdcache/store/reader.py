@@ -184,6 +184,12 @@ class StoreReader:
                 return
             self._next = (view, self._background.submit(self._load, view))
 
+    def release(self) -> None:
+        """Forget what is resident or prefetched: what was handed out stays valid, and the next `view` loads again."""
+        with self._lock:
+            self._current = None
+            self._next = None
+
     def blocks(self, view: int) -> Iterator[tuple[BlockId, dict[str, NDArray[Any]]]]:
         """Stream a view block by block, each verified; memory stays at one block. Errors as `view`."""
         self._check_view(view)

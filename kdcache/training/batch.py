@@ -115,7 +115,10 @@ class TrainingFeed:
         view, digests = self._view_of_epoch(epoch), self._digests
         read = self._inputs.batches(order, view=view, digests=digests)
         for (start, stop), (inputs, rows) in zip(self._bounds, read, strict=True):
-            yield self._batch(inputs, rows, view, stop - start)
+            batch = self._batch(inputs, rows, view, stop - start)
+            if self._store is not None and self._store.num_views > 1:  # one call counts, the others are free
+                self._store.prefetch(self._view_of_epoch(epoch + 1))
+            yield batch
         self._digests = None  # every row of this process's share has been compared
 
     def _batch(self, inputs: Tensor, rows: NDArray[np.int64], view: int, global_rows: int) -> Batch:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from kdcache.store.reader import open_reader
 from kdcache.targets.encode import encode_topk
 from kdcache.targets.tail import narrow
 from tests.small_store import SmallStore, small_source, write_small_store
+from tests.store_cases import manifest_of, write_store
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +119,100 @@ def test_a_view_larger_than_memory_gives_the_same_targets(small: SmallStore, tmp
             assert torch.equal(
                 getattr(mapped.targets(rows, topk=topk), name), getattr(resident.targets(rows, topk=topk), name)
             )
+
+
+VIEWS, ROWS = 5, 6000
+
+
+@pytest.fixture(scope="module")
+def viewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed store of five views of different values with parameters."""
+    place = tmp_path_factory.mktemp("viewed") / "s.zarr"
+    fields, shapes = ("view_params",), {"view_params": [4]}
+    write_store(place, manifest_of(rows=ROWS, classes=50, views=VIEWS, fields=fields, shapes=shapes))
+    return place
+
+
+def epochs(store: TargetStore, views: list[int], after: Callable[[], None] = lambda: None) -> None:
+    """Read views in turn, the next one announced, as the training loop does."""
+    rows = torch.arange(0, ROWS, 7)
+    for view, following in zip(views, [*views[1:], 0], strict=True):
+        store.targets(rows, view)
+        store.prefetch(following)
+        store.targets(rows, view)
+        after()
+
+
+def test_views_used_in_turn_give_what_each_view_holds(viewed: Path) -> None:
+    store = kdcache.open_store(viewed)
+    rows = np.arange(0, ROWS, 7)
+    for view in [0, 1, 2, 3, 4, 0, 3, 1, 1, 4]:
+        targets = store.targets(rows, view)
+        store.prefetch((view + 1) % VIEWS)
+        stored = open_reader(viewed, threads=1).view(view)
+        assert np.array_equal(targets.index.numpy(), stored.topk_index[rows])
+        assert np.array_equal(targets.log_prob.numpy(), stored.topk_log_prob[rows].astype(np.float32))
+        assert stored.view_params is not None
+        assert np.array_equal(store.view_params(rows, view), stored.view_params[rows])
+
+
+def test_memory_is_two_views_however_many_there_are(viewed: Path) -> None:
+    codec = open_reader(viewed).manifest.codec
+    one_view = ROWS * ((codec.topk + 1) * (1 + 2) + 3 * 2 + 4)  # classes, log-probs, tail, parameters
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        store = kdcache.open_store(viewed)
+        held: list[int] = []
+
+        def measure() -> None:
+            store._reader._background.submit(int).result()  # until what is prefetched is there
+            held.append(tracemalloc.get_traced_memory()[0] - before)
+
+        epochs(store, [*range(VIEWS), *range(VIEWS)], measure)
+    finally:
+        tracemalloc.stop()
+    row_arrays = ROWS * (2 + 2)  # label, row_digest
+    assert max(held) < 2.5 * one_view + row_arrays, [count / one_view for count in held]
+
+
+def test_a_view_read_once_is_held_once(viewed: Path) -> None:
+    store = kdcache.open_store(viewed)
+    store.targets([0], 2)
+    assert store._reader._current is None
+
+
+def test_two_views_stay_when_they_alternate(viewed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = kdcache.open_store(viewed)
+    store.targets([0], 1)
+    store.targets([0], 3)
+    monkeypatch.setattr(store, "_load", lambda view, topk: pytest.fail(f"view {view} was decoded again"))
+    for view in (1, 3, 1, 3):
+        store.targets([0], view)
+
+
+def test_a_second_store_over_the_same_bytes_decodes_nothing(viewed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = kdcache.open_store(viewed)
+    expected = first.targets([5, 7], 2)
+    second = TargetStore(open_reader(viewed))
+    monkeypatch.setattr(second._reader, "view", lambda view: pytest.fail("decoded again"))
+    assert torch.equal(second.targets([5, 7], 2).log_prob, expected.log_prob)
+    assert torch.equal(second.targets([5, 7], 2, topk=1).log_prob, expected.log_prob[:, :1])
+
+
+def test_damage_in_an_announced_view_is_raised_when_it_is_asked_for(viewed: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(viewed, tmp_path / "broken"))
+    path = broken / "tail" / "c" / "1" / "0" / "0"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    store = kdcache.open_store(broken)
+    store.targets([0], 0)
+    store.prefetch(1)
+    store.targets([0], 0)
+    with pytest.raises(ChecksumError, match="'tail'"):
+        store.targets([0], 1)
+    assert len(store.targets([0], 2)) == 1
+
+
+def test_an_unknown_view_is_refused_when_announced(viewed: Path) -> None:
+    with pytest.raises(ConfigError, match="view 5"):
+        kdcache.open_store(viewed).prefetch(VIEWS)
