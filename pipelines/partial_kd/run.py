@@ -34,7 +34,8 @@ class Recipe:
         dataset: card name; data_root: where its files are.
         folder: where teacher, store and students go.
         teacher, student: settings of `TeacherConfig` and `DistillConfig`.
-        methods, seeds: the cells; settings of a single method come from `per_method`.
+        cells: name -> settings beside the student's own: a method under its name, or a variant of one.
+        seeds: every cell is run for each.
         topk: classes stored per row; split: the rows students train on.
     """
 
@@ -43,11 +44,10 @@ class Recipe:
     folder: Path
     teacher: Mapping[str, Any]
     student: Mapping[str, Any]
-    methods: tuple[str, ...]
+    cells: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
     topk: int
     split: str
-    per_method: Mapping[str, Mapping[str, Any]]
 
 
 def load_recipe(data: str, scale: str, *, data_root: Path | None, folder: Path) -> Recipe:
@@ -60,11 +60,10 @@ def load_recipe(data: str, scale: str, *, data_root: Path | None, folder: Path) 
         folder=folder / data / scale,
         teacher=chosen["teacher"],
         student=chosen["student"],
-        methods=tuple(chosen["methods"]),
+        cells={**{method: {"method": method} for method in chosen["methods"]}, **chosen.get("variants", {})},
         seeds=tuple(chosen["seeds"]),
         topk=chosen["topk"],
         split=chosen["split"],
-        per_method=chosen.get("methods_settings", {}),
     )
 
 
@@ -95,15 +94,13 @@ def trained_students(recipe: Recipe, store: str) -> list[Path]:
     """The run folders of every cell, seeds outermost so that an early stop leaves whole comparisons."""
     folders = []
     for seed in recipe.seeds:
-        for method in recipe.methods:
-            out = recipe.folder / "students" / f"{method}-seed{seed}"
-            settings = {**recipe.student, **recipe.per_method.get(method, {})}
-            model = settings.pop("model")
+        for name, cell in recipe.cells.items():
+            out = recipe.folder / "students" / f"{name}-seed{seed}"
+            settings = {**recipe.student, **cell}
             config = DistillConfig(
                 store=store,
                 data_root=recipe.data_root,
-                student=model,
-                method=method,
+                student=settings.pop("model"),
                 seed=seed,
                 out=str(out),
                 resume=True,
@@ -126,8 +123,8 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.data, arguments.scale, data_root=arguments.data_root, folder=arguments.folder)
     if arguments.dry_run:
-        cells = len(recipe.methods) * len(recipe.seeds)
-        print(f"{recipe.teacher} -> top {recipe.topk} -> {cells} students: {recipe.student}")
+        students = len(recipe.cells) * len(recipe.seeds)
+        print(f"{recipe.teacher} -> top {recipe.topk} -> {students} students: {recipe.student}")
         return
     started = time.monotonic()
     weights = trained_teacher(recipe)
