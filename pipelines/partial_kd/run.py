@@ -1,6 +1,6 @@
 """Partial KD (Tang et al. 2020): one teacher, one store, every method and seed as a student from it.
 
-    python -m pipelines.partial_kd.run [--data cifar100] [--scale smoke|cpu|paper] [--data-root DIR] [--dry-run]
+    python -m pipelines.partial_kd.run [--data cifar100] [--scale cpu|paper] [--data-root DIR] [--dry-run]
 
 Finished parts are skipped, so the same command continues after a kill. Results go to runs/partial_kd/ and, with
 --table FILE, as Markdown to a file.
@@ -115,7 +115,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar100", choices=sorted(path.stem for path in HERE.glob("*.toml")))
-    parser.add_argument("--scale", default="cpu", choices=("smoke", "cpu", "paper"))
+    parser.add_argument("--scale", default="cpu", choices=("cpu", "paper"))
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "partial_kd")
     parser.add_argument("--table", type=Path, default=None)
