@@ -131,7 +131,11 @@ def walk_files(root: Path, *, under: str = "") -> Iterator[tuple[str, os.stat_re
                 if entry.is_dir(follow_symlinks=False):
                     stack.append((Path(entry.path), depth + 1))
                 else:
-                    yield Path(entry.path).relative_to(root).as_posix(), entry.stat(follow_symlinks=False)
+                    try:
+                        info = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # a store being written renames its partial files: gone since the folder was listed
+                    yield Path(entry.path).relative_to(root).as_posix(), info
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -62,8 +62,18 @@ class Stopped(Brightness):
 
     def forward(self, images):
         CALLS["count"] += 1
-        if CALLS["count"] > 28 and not os.environ.get("KDCACHE_TEST_CALM"):
+        if CALLS["count"] > 18 and not os.environ.get("KDCACHE_TEST_CALM"):
             raise KeyboardInterrupt
+        return super().forward(images)
+
+
+class Failing(Brightness):
+    """An exception in the middle of the dump, unless KDCACHE_TEST_CALM is set."""
+
+    def forward(self, images):
+        CALLS["count"] += 1
+        if CALLS["count"] > 18 and not os.environ.get("KDCACHE_TEST_CALM"):
+            raise RuntimeError("the teacher is tired")
         return super().forward(images)
 
 
@@ -93,6 +103,11 @@ def nan(num_classes, input_shape):
 def stopped(num_classes, input_shape):
     CALLS["count"] = 0
     return Stopped(num_classes), scaled
+
+
+def tired(num_classes, input_shape):
+    CALLS["count"] = 0
+    return Failing(num_classes), scaled
 
 
 def slow(num_classes, input_shape):
