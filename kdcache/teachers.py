@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdcache.datasets.source import DataSource
 from kdcache.devices import autocast
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, KdcacheError
 from kdcache.loader.inputs import example_shape
 from kdcache.models.head import find_head
 from kdcache.models.preprocess import Preprocessing
@@ -83,13 +83,30 @@ class LoadedTeacher:
         if inputs.ndim == 4 and self._channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast("bf16" if self.spec.numeric_mode == "bfloat16" else "none", self.device):
-            logits: Tensor = self.module(inputs)
+            logits = self._run(inputs)
         if not isinstance(logits, Tensor):
             raise ConfigError(
                 f"teacher {self.spec.source!r} returned {type(logits).__name__}; expected a tensor of logits (B, K)",
                 hint="wrap the model in a file.py:factory whose module returns logits alone",
             )
         return logits.float()
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        """The module's answer; an exception inside a user's own module is the user's error, not ours."""
+        try:
+            logits: Tensor = self.module(inputs)
+        except (KdcacheError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not is_user_factory(self.spec.source):
+                raise
+            raise ConfigError(
+                f"teacher {self.spec.source!r} raised {type(error).__name__} for inputs of shape "
+                f"{tuple(inputs.shape)}: {error}",
+                hint="-v shows the traceback; the same command continues what was dumped, and an edited teacher file "
+                "is another teacher, with a store of its own",
+            ) from error
+        return logits
 
     @property
     def _channels_last(self) -> bool:

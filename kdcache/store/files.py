@@ -204,7 +204,9 @@ def as_store_errors(path: Path) -> Iterator[None]:
     except (KdcacheError, FileNotFoundError):
         raise
     except NotADirectoryError as error:
-        raise NotFoundError(f"{path}: expected a store (a folder), found a file on the way") from error
+        raise NotFoundError(
+            f"{path}: expected a store (a folder), found a file on the way", hint="check the path; a store is a folder"
+        ) from error
     except OSError as error:
         raise ResourceError(f"{path}: {error.strerror or error}", hint=_hint_for(error)) from error
 
@@ -212,6 +214,7 @@ def as_store_errors(path: Path) -> Iterator[None]:
 _HINTS: dict[int, str] = {
     errno.ENOSPC: "free some space, then give the same command again: it continues where it stopped",
     errno.EDQUOT: "free some space of your quota, then give the same command again",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), then give the same command again: it continues",
     errno.EACCES: "check the permissions of this path",
     errno.EPERM: "check the permissions of this path",
     errno.EROFS: "choose a place that can be written",
