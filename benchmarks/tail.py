@@ -1,11 +1,11 @@
 """How far the stored head and tail are from the teacher at other temperatures: bench id `tail`.
 
-Encodes logits at k, rounds every number to float16 as format 1 stores it, and measures the KL divergence in nats from
-the teacher's true (k+2)-bucket distribution (top k, label, everything else) to the one rebuilt at T. Real logits come
-from a folder of .npz files with an array of labels and (N, K) arrays of logits; synthetic families need nothing.
+Encodes logits at k, rounds every number as format 1 stores it at the precision asked for, and measures the KL
+divergence in nats from the teacher's true (k+2)-bucket distribution (top k, label, everything else) to the one rebuilt
+at T. Real logits come from a folder of .npz files with an array of labels and (N, K) arrays of logits.
 
-    python benchmarks/tail.py --logits FOLDER        # real logits
-    python benchmarks/tail.py                        # six synthetic families, K = 1000
+    python -m benchmarks.tail --logits FOLDER [--precision default]   # real logits
+    python -m benchmarks.tail                                         # generator and six synthetic families, K = 1000
 """
 
 from __future__ import annotations
@@ -20,23 +20,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.logits import LogitGenerator
+from kdcache.store.precision import MANTISSA_BITS, round_half
 from kdcache.targets.encode import encode_topk
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.split import TeacherSplit, split_teacher
 
-TEMPERATURES = (1.0, 1.5, 2.0, 4.0, 8.0)
-TOPK = (5, 10, 25)
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
+TOPK = (5, 10, 25, 100)
 ROWS = 2_000
 CLASSES = 1_000
 
 
-def stored(targets: SoftTargets) -> SoftTargets:
-    """The targets after a round trip through float16."""
+def stored(targets: SoftTargets, precision: str = "exact") -> SoftTargets:
+    """The targets after a round trip through the store's float16."""
+
+    def rounded(values: Tensor) -> Tensor:
+        return torch.from_numpy(round_half(values.float().numpy(), precision).astype(np.float32))
+
     return replace(
         targets,
-        log_prob=targets.log_prob.half().float(),
-        tail=targets.tail.half().float(),
-        label_log_prob=targets.label_log_prob.half().float(),
+        log_prob=rounded(targets.log_prob),
+        tail=rounded(targets.tail),
+        label_log_prob=rounded(targets.label_log_prob),
     )
 
 
@@ -61,12 +67,14 @@ def dense_split(logits: Tensor, like: SoftTargets, temperature: float) -> Teache
     )
 
 
-def measure(logits: Tensor, label: Tensor, *, topk: int, tail_numbers: int) -> dict[str, dict[str, float]]:
+def measure(
+    logits: Tensor, label: Tensor, *, topk: int, tail_numbers: int, precision: str = "exact"
+) -> dict[str, dict[str, float]]:
     """Mean and 99th percentile of the bucket KL in nats, per temperature."""
     live = encode_topk(logits, label, topk=topk, tail_numbers=tail_numbers).targets()
     results = {}
     for temperature in TEMPERATURES:
-        kl = bucket_kl(dense_split(logits, live, temperature), split_teacher(stored(live), temperature))
+        kl = bucket_kl(dense_split(logits, live, temperature), split_teacher(stored(live, precision), temperature))
         results[f"T={temperature:g}"] = {"mean": float(kl.mean()), "p99": float(kl.quantile(0.99))}
     return results
 
@@ -82,7 +90,10 @@ def real_logits(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def synthetic_logits() -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Six shapes of logits, K = 1000: light and heavy tails, groups of classes, sure and unsure teachers."""
+    """The generator of `logits.py` and six shapes: light and heavy tails, groups, (un)sure teachers; K = 1000."""
+    source = LogitGenerator(num_classes=CLASSES)
+    numbers, classes = source.batch(source.class_vectors(), 0, ROWS)
+    yield "generator", torch.from_numpy(numbers), torch.from_numpy(classes)
     generator = torch.Generator().manual_seed(0)
     shape = (ROWS, CLASSES)
     normal = torch.randn(shape, generator=generator)
@@ -105,17 +116,18 @@ def synthetic_logits() -> Iterator[tuple[str, Tensor, Tensor]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logits", type=Path, help="folder of .npz files; without it synthetic families")
+    parser.add_argument("--precision", choices=tuple(MANTISSA_BITS), default="exact", help="of the stored numbers")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
     source = real_logits(arguments.logits) if arguments.logits else synthetic_logits()
     rows = []
     for name, logits, label in source:
-        for topk in TOPK:
+        for topk in (k for k in TOPK if k < logits.shape[1]):
             for tail_numbers in (3, 4):
-                result = measure(logits, label, topk=topk, tail_numbers=tail_numbers)
+                result = measure(logits, label, topk=topk, tail_numbers=tail_numbers, precision=arguments.precision)
                 rows.append({"logits": name, "topk": topk, "tail_numbers": tail_numbers, "kl": result})
     if arguments.json:
-        print(json.dumps({"bench": "tail", "rows": rows}, indent=1))
+        print(json.dumps({"bench": "tail", "precision": arguments.precision, "rows": rows}, indent=1))
         return
     print(f"{'logits':28} {'k':>3} {'numbers':>7} " + " ".join(f"{f'T={t:g}':>9}" for t in TEMPERATURES))
     for row in rows:

@@ -112,7 +112,7 @@ class CodecSpec:
 
     topk: int
     precision: Literal["exact", "default", "compact"] = "default"
-    tail_numbers: int = 3
+    tail_numbers: int = 4
     fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

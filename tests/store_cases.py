@@ -25,7 +25,7 @@ def manifest_of(
     fields: tuple[str, ...] = (),
     shapes: Mapping[str, Any] | None = None,
     teacher: str = "test-teacher",
-    tail_numbers: int = 3,
+    tail_numbers: int = 4,
 ) -> StoreManifest:
     return StoreManifest(
         format_version=1,
@@ -62,8 +62,7 @@ def columns_of(manifest: StoreManifest, block: BlockId, *, seed: int = 0) -> dic
         classes, size=block.rows
     )
     columns = encode(logits, labels, topk=topk)
-    if manifest.codec.tail_numbers == 4:
-        columns["tail"] = np.concatenate([columns["tail"], columns["tail"][:, 1:2] / 2], axis=1)
+    columns["tail"] = columns["tail"][:, : manifest.codec.tail_numbers]
     columns["row_digest"] = labels.astype(np.uint16)
     if "view_params" in manifest.codec.fields:
         width = manifest.static_shapes["view_params"][0]
@@ -84,13 +83,14 @@ def encode(logits: NDArray[np.float32], labels: NDArray[np.int64], *, topk: int)
     masked = np.where(in_tail, log_prob, -np.inf)
     with np.errstate(divide="ignore"):
         log_mass = np.log(np.exp(masked).sum(axis=1))
+        half_log_mass = np.log(np.exp(masked / 2).sum(axis=1))
     safe = np.maximum(count, 1)
     mean = np.where(in_tail, log_prob, 0).sum(axis=1) / safe
     variance = np.where(in_tail, (log_prob - mean[:, None]) ** 2, 0).sum(axis=1) / safe
     return {
         "topk_index": order,
         "topk_log_prob": np.take_along_axis(log_prob, order, axis=1).astype(np.float32),
-        "tail": np.stack([log_mass, mean, variance], axis=1).astype(np.float32),
+        "tail": np.stack([log_mass, mean, variance, half_log_mass], axis=1).astype(np.float32),
         "label": labels,
         "label_log_prob": log_prob[rows, labels].astype(np.float32),
     }

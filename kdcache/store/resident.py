@@ -38,7 +38,7 @@ class ViewColumns:
         view: which view.
         topk_index: (N, k) uint8, uint16 or uint32, classes, most probable first.
         topk_log_prob: (N, k) float16, nats, descending.
-        tail: (N, 3) or (N, 4) float16: log mass, mean, variance (and p-weighted mean) of log p outside head and label.
+        tail: (N, 3) or (N, 4) float16: about the classes outside head and label, as in `SoftTargets`.
         label_log_prob: (N,) float16, nats.
         view_params: (N, W) uint8, or None when the store has no augmented views.
         optional: other fields with a view axis, by name.

@@ -102,6 +102,10 @@ def problems_of(
     tail = columns["tail"]
     checks.append(("tail", np.isnan(tail) | (tail == np.inf), "NaN or infinity"))
     checks.append(("tail", tail[:, 2] < 0, "a negative variance"))
+    if tail.shape[1] == 4:
+        checks.append(
+            ("tail", _impossible_half_mass(manifest, tail), "log masses at T=1 and 2 that exclude each other")
+        )
     if "label" in columns:
         checks.append(("label", columns["label"] >= num_classes, f"a label outside 0..{num_classes - 1}"))
     for name, wrong, what in checks:
@@ -117,6 +121,21 @@ def problems_of(
                 rows,
                 f"probabilities sum to 1 +- {float(np.nanmax(off)):.3g}, expected +- {mass_tolerance:.3g}",
             )
+
+
+def _impossible_half_mass(manifest: StoreManifest, tail: NDArray[Any]) -> NDArray[np.bool_]:
+    """(rows,) bool: A(1/2) outside A(1) / 2 .. (log n + A(1)) / 2, which holds for any n or fewer probabilities.
+
+    n is K - k; rounding moves each number by at most its size / 2**(bits + 1), float32 sums by much less.
+    """
+    most = max(1, manifest.dataset.num_classes - manifest.codec.topk)
+    empty = np.isneginf(tail)
+    mass, half = (np.where(empty[:, i], 0, tail[:, i]).astype(np.float64) for i in (0, 3))
+    slack = (np.abs(mass) + np.abs(half)) * 2.0 ** -MANTISSA_BITS[manifest.codec.precision] + 1e-3
+    with np.errstate(invalid="ignore"):  # an infinity is another check's finding
+        outside = (half < mass / 2 - slack) | (half > (np.log(most) + mass) / 2 + slack)
+    wrong: NDArray[np.bool_] = (empty[:, 0] != empty[:, 3]) | (outside & ~empty[:, 0])
+    return wrong
 
 
 def total_mass(columns: Columns) -> NDArray[np.float64]:

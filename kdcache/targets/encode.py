@@ -66,7 +66,7 @@ class EncodedBatch:
 
 @torch.no_grad()
 def encode_topk(
-    logits: Tensor, labels: Tensor, *, topk: int, tail_numbers: int = 3, first_row: int = 0
+    logits: Tensor, labels: Tensor, *, topk: int, tail_numbers: int = 4, first_row: int = 0
 ) -> EncodedBatch:
     """Keep the k most probable classes, the label, and statistics of the classes outside both.
 
@@ -74,7 +74,7 @@ def encode_topk(
         logits: (B, K) of any floating dtype, finite.
         labels: (B,) integers in [0, K).
         topk: k, from 1 to K.
-        tail_numbers: 3 for log mass, mean and variance of log p; 4 adds the p-weighted mean of log p.
+        tail_numbers: 3 for log mass, mean and variance of log p; 4 adds the log mass at T=2.
         first_row: number of the batch's first row, for messages only.
 
     Raises:
@@ -132,7 +132,7 @@ def _name_rows(mask: Tensor, first_row: int) -> str:
 
 
 def _tail_statistics(log_prob: Tensor, in_head: Tensor, tail_numbers: int) -> Tensor:
-    """(B, 3|4): log mass, mean, variance and optionally p-weighted mean of log p outside the head; empty: -inf, 0.."""
+    """(B, 3|4): log p outside the head in numbers, see `SoftTargets.tail`; an empty tail is -inf, 0, 0(, -inf)."""
     count = log_prob.shape[1] - in_head.sum(dim=1)
     divisor = count.clamp(min=1)
     values = log_prob.masked_fill(in_head, 0.0)
@@ -142,8 +142,5 @@ def _tail_statistics(log_prob: Tensor, in_head: Tensor, tail_numbers: int) -> Te
     log_mass = log_prob.masked_fill(in_head, -torch.inf).logsumexp(dim=1)
     numbers = [log_mass, mean, variance.clamp(max=LARGEST_STORED)]
     if tail_numbers == 4:
-        weight = (log_prob - torch.where(count > 0, log_mass, 0.0)[:, None]).exp_().masked_fill_(in_head, 0.0)
-        # over its own sum, not 1: at log p = -60,000 float32 rounds the weights themselves
-        total = weight.sum(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
-        numbers.append((weight * values).sum(dim=1) / total)
+        numbers.append((log_prob / 2).masked_fill_(in_head, -torch.inf).logsumexp(dim=1))
     return torch.stack(numbers, dim=1)

@@ -19,8 +19,8 @@ class SoftTargets:
     Attributes:
         index: (B, k) int64, classes, most probable first.
         log_prob: (B, k) float32, log p at T=1 in nats, descending.
-        tail: (B, 3) or (B, 4) float32: log mass at T=1, mean and variance of log p over the tail, and optionally the
-            p-weighted mean of log p. An empty tail is (-inf, 0, 0).
+        tail: (B, 3) or (B, 4) float32: log mass at T=1, mean and variance of log p over the tail, and optionally
+            A(1/2), the log of the tail's sum of p^(1/2) (its log mass at T=2). An empty tail is (-inf, 0, 0, -inf).
         label: (B,) int64, ground truth.
         label_log_prob: (B,) float32, the teacher's log p of the label, in nats.
         num_classes: K.

@@ -1,8 +1,8 @@
 """The classes a store does not name: their mass at any temperature, and moving named classes among them.
 
 With A(b) = log sum_tail exp(b log p) and b = 1/T, a row knows A(0) = log n, A'(0) = mean, A''(0) = variance and
-A(1) = log mass (and A'(1) where a fourth number is kept). The polynomial through them gives A(b); convexity of A bounds
-it. No student and no loss here. Algebra and measured errors: docs/methods.md#tail.
+A(1) = log mass (and A(1/2), the log mass at T=2, where a fourth number is kept). The polynomial through them gives
+A(b); convexity of A bounds it. No student and no loss here. Algebra and measured errors: docs/methods.md#tail.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Tail:
         log_mass: log of their summed probability; -inf when n = 0.
         mean: mean of log p; 0 when n = 0.
         variance: variance of log p (divided by n); 0 when n = 0.
-        weighted_mean: p-weighted mean of log p, or None where the store keeps three numbers.
+        half_log_mass: A(1/2) = log of the sum of p^(1/2), -inf when n = 0; None where the store keeps three numbers.
         ceiling: an upper bound of log p in the tail: the k-th top-k log p.
     """
 
@@ -33,13 +33,13 @@ class Tail:
     log_mass: Tensor
     mean: Tensor
     variance: Tensor
-    weighted_mean: Tensor | None
+    half_log_mass: Tensor | None
     ceiling: Tensor
 
     def numbers(self) -> Tensor:
         """(B, 3) or (B, 4): the layout of `SoftTargets.tail`."""
         columns = [self.log_mass, self.mean, self.variance]
-        return torch.stack(columns if self.weighted_mean is None else [*columns, self.weighted_mean], dim=1)
+        return torch.stack(columns if self.half_log_mass is None else [*columns, self.half_log_mass], dim=1)
 
 
 def tail_of(targets: SoftTargets) -> Tail:
@@ -50,7 +50,7 @@ def tail_of(targets: SoftTargets) -> Tail:
         log_mass=tail[:, 0],
         mean=tail[:, 1],
         variance=tail[:, 2],
-        weighted_mean=tail[:, 3] if tail.shape[1] == 4 else None,
+        half_log_mass=tail[:, 3] if tail.shape[1] == 4 else None,
         ceiling=targets.log_prob[:, -1],
     )
 
@@ -86,17 +86,15 @@ def add_to_tail(tail: Tail, log_prob: Tensor, chosen: Tensor, *, ceiling: Tensor
     joined = log_prob.masked_fill(~chosen, -torch.inf)
     log_mass = torch.cat([tail.log_mass[:, None], joined], dim=1).logsumexp(dim=1)
     empty = count == 0
-    weighted = tail.weighted_mean
-    if weighted is not None:
-        reference = log_mass.masked_fill(empty, 0.0)
-        weight = (joined - reference[:, None]).exp()
-        weighted = (tail.log_mass - reference).exp() * weighted + (weight * values).sum(dim=1)
+    half = tail.half_log_mass
+    if half is not None:
+        half = torch.cat([half[:, None], joined / 2], dim=1).logsumexp(dim=1)
     return Tail(
         count=count,
         log_mass=log_mass,
         mean=mean.masked_fill(empty, 0.0),
         variance=variance.masked_fill(empty, 0.0),
-        weighted_mean=weighted,
+        half_log_mass=half,
         ceiling=tail.ceiling if ceiling is None else ceiling,
     )
 
@@ -125,7 +123,8 @@ def narrow(targets: SoftTargets, topk: int) -> SoftTargets:
 def log_power_sum(tail: Tail, temperature: float | Tensor) -> Tensor:
     """A(1/T) = log sum over the tail of p^(1/T), not normalised; (B,) nats, -inf for an empty tail.
 
-    Exact at T=1, exact in the limit of large T, a polynomial between them; below T=1 only the bounds are sure.
+    Exact at T=1 (and at T=2 with four numbers) and in the limit of large T, a polynomial between them; below T=1 only
+    the bounds are sure.
     Differentiable in `temperature` (a float, or a tensor that broadcasts to (B,)).
     """
     b = 1.0 / temperature
@@ -134,27 +133,41 @@ def log_power_sum(tail: Tail, temperature: float | Tensor) -> Tensor:
     log_mass = tail.log_mass.masked_fill(empty, 0.0)
     rest = log_mass - log_n - tail.mean - tail.variance / 2
     quartic = torch.zeros_like(rest)
-    if tail.weighted_mean is not None:
-        quartic = tail.weighted_mean - tail.mean - tail.variance - 3 * rest
+    half = None
+    if tail.half_log_mass is not None:
+        half = tail.half_log_mass.masked_fill(empty, 0.0)
+        quartic = 2 * rest - 16 * (half - log_n - tail.mean / 2 - tail.variance / 8)
     value = log_n + b * (tail.mean + b * (tail.variance / 2 + b * (rest - quartic + b * quartic)))
-    lower, upper = _convexity_bounds(tail, log_n, log_mass, b)
+    lower, upper = _convexity_bounds(tail, log_n, half, log_mass, b)
     return torch.minimum(torch.maximum(value, lower), upper).masked_fill(empty, -torch.inf)
 
 
-def _convexity_bounds(tail: Tail, log_n: Tensor, log_mass: Tensor, b: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of A(b): A is convex with known values at 0 and 1 and known slopes; slopes never exceed the ceiling.
+def _convexity_bounds(
+    tail: Tail, log_n: Tensor, half: Tensor | None, log_mass: Tensor, b: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bounds of A(b): A is convex with known values at 0, 1 (and 1/2) and a known slope at 0.
 
-    The chord from A(0) to A(1) is tighter than log n + b * ceiling and makes T=1 exact whatever was rounded.
+    A lies below the chord of two known points between them and above its continuation outside them; past the last
+    point its slope never exceeds the ceiling. The chord is tighter than log n + b * ceiling and makes the known
+    temperatures exact whatever was rounded.
     """
-    chord = log_n + b * (log_mass - log_n)
     tangent = log_n + b * tail.mean
     beyond = log_mass + (b - 1) * tail.ceiling
-    known = log_mass + (b - 1) * tail.weighted_mean if tail.weighted_mean is not None else None
-    if isinstance(b, Tensor):
-        lower, upper = torch.where(b <= 1, tangent, chord), torch.where(b <= 1, chord, beyond)
-    else:
-        lower, upper = (tangent, chord) if b <= 1 else (chord, beyond)
-    return lower if known is None else torch.maximum(lower, known), upper
+    if half is None:
+        chord = log_n + b * (log_mass - log_n)
+        return _where(b <= 1, tangent, chord), _where(b <= 1, chord, beyond)
+    left = log_n + 2 * b * (half - log_n)
+    right = log_mass + 2 * (b - 1) * (log_mass - half)
+    lower = _where(b <= 0.5, right, _where(b <= 1, left, right))
+    upper = _where(b <= 0.5, left, _where(b <= 1, right, beyond))
+    return torch.maximum(lower, tangent), upper
+
+
+def _where(condition: bool | Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`torch.where`, also for a temperature that is a plain number."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
 
 
 def log_partition(targets: SoftTargets, temperature: float | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Makes the golden store of format 1: `python -m tests.golden.make_golden FOLDER`. Run once per format, then kept."""
+"""Makes a golden store of format 1: `python -m tests.golden.make_golden FOLDER [TAIL_NUMBERS]`. Run once, then kept."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FIELDS = ("class_bias", "class_weight", "view_params")
 SHAPES = {"class_weight": [300, 4], "class_bias": [300], "view_params": [6]}
 
 
-def golden_manifest() -> StoreManifest:
+def golden_manifest(tail_numbers: int = 3) -> StoreManifest:
     """300 rows, 2 views, K = 300, k = 5, with everything an image store of augmented views holds."""
-    return manifest_of(rows=300, views=2, fields=FIELDS, shapes=SHAPES)
+    return manifest_of(rows=300, views=2, fields=FIELDS, shapes=SHAPES, tail_numbers=tail_numbers)
 
 
 if __name__ == "__main__":
-    write_store(Path(sys.argv[1]), golden_manifest())
+    write_store(Path(sys.argv[1]), golden_manifest(*map(int, sys.argv[2:3])))

@@ -208,3 +208,16 @@ def test_the_work_folder_is_gone_after_sealing(tmp_path: Path) -> None:
     write_store(tmp_path / "s", manifest_of(rows=300))
     assert not (tmp_path / "s" / ".kdcache").exists()
     shutil.rmtree(tmp_path / "s")
+
+
+@pytest.mark.parametrize("half", [-0.7, 4.0, -np.inf])
+def test_a_tail_whose_masses_exclude_each_other_is_refused(tmp_path: Path, half: float) -> None:
+    """The sum of p^(1/2) over n classes of mass m lies between m^(1/2) and (n m)^(1/2), and is 0 for none."""
+    with StoreWriter.open(tmp_path / "s", manifest_of(rows=300)) as writer:
+        block = writer.pending[0]
+        columns = columns_of(writer.manifest, block)
+        columns["tail"][5] = [-1.0, -9.0, 7.0, half]
+        with pytest.raises(NumericError, match=r"T=1 and 2 .* 1 rows: 5"):
+            writer.write_block(block, columns)
+        columns["tail"][5, 3] = 1.0
+        writer.write_block(block, columns)
