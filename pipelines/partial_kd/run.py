@@ -35,7 +35,7 @@ class Recipe:
         folder: where teacher, store and students go.
         teacher, student: settings of `TeacherConfig` and `DistillConfig`.
         cells: name -> settings beside the student's own: a method under its name, or a variant of one.
-        seeds: every cell is run for each.
+        seeds: every cell is run for each, unless it names `seeds` of its own.
         topk: classes stored per row; split: the rows students train on.
     """
 
@@ -93,10 +93,14 @@ def dump_settings(recipe: Recipe, weights: Path) -> DumpConfig:
 def trained_students(recipe: Recipe, store: str) -> list[Path]:
     """The run folders of every cell, seeds outermost so that an early stop leaves whole comparisons."""
     folders = []
-    for seed in recipe.seeds:
+    seeds_of = {name: tuple(cell.get("seeds", recipe.seeds)) for name, cell in recipe.cells.items()}
+    for seed in sorted({seed for seeds in seeds_of.values() for seed in seeds}):
         for name, cell in recipe.cells.items():
+            if seed not in seeds_of[name]:
+                continue
             out = recipe.folder / "students" / f"{name}-seed{seed}"
             settings = {**recipe.student, **cell}
+            settings.pop("seeds", None)
             config = DistillConfig(
                 store=store,
                 data_root=recipe.data_root,
@@ -123,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.data, arguments.scale, data_root=arguments.data_root, folder=arguments.folder)
     if arguments.dry_run:
-        students = len(recipe.cells) * len(recipe.seeds)
+        students = sum(len(cell.get("seeds", recipe.seeds)) for cell in recipe.cells.values())
         print(f"{recipe.teacher} -> top {recipe.topk} -> {students} students: {recipe.student}")
         return
     started = time.monotonic()
