@@ -42,7 +42,7 @@ BATCH = 4096
 Columns = dict[str, NDArray[Any]]
 
 
-def manifest_for(rows: int, classes: int, *, topk: int, precision: Any, tail_numbers: int = 3) -> StoreManifest:
+def manifest_for(rows: int, classes: int, *, topk: int, precision: Any, tail_numbers: int = 4) -> StoreManifest:
     """A manifest around numbers that come from nowhere else."""
     data = DatasetSpec(
         name="generated",
@@ -71,7 +71,7 @@ def manifest_for(rows: int, classes: int, *, topk: int, precision: Any, tail_num
     )
 
 
-def encoded(logits: Tensor, labels: Tensor, *, topk: int, tail_numbers: int = 3) -> Columns:
+def encoded(logits: Tensor, labels: Tensor, *, topk: int, tail_numbers: int = 4) -> Columns:
     """The columns a dump would write; digests are noise, as they are for real examples."""
     parts = []
     for start in range(0, len(labels), BATCH):
@@ -83,7 +83,7 @@ def encoded(logits: Tensor, labels: Tensor, *, topk: int, tail_numbers: int = 3)
     return {**columns, "label": labels.numpy(), "row_digest": noise}
 
 
-def generated(rows: int, *, topk: int, tail_numbers: int = 3) -> tuple[Columns, Tensor, Tensor, dict[str, float]]:
+def generated(rows: int, *, topk: int, tail_numbers: int = 4) -> tuple[Columns, Tensor, Tensor, dict[str, float]]:
     """Columns of `rows` generated rows, the first rows' logits and labels, and what the generator is like."""
     generator = LogitGenerator()
     vectors = generator.class_vectors()
@@ -119,7 +119,7 @@ def targets_of(view: ViewColumns, labels: Tensor, num_classes: int) -> SoftTarge
 
 
 def measure(
-    columns: Columns, logits: Tensor, labels: Tensor, *, precision: str, tail_numbers: int = 3
+    columns: Columns, logits: Tensor, labels: Tensor, *, precision: str, tail_numbers: int = 4
 ) -> dict[str, Any]:
     """Write, read and compare one store."""
     rows, topk = columns["topk_index"].shape

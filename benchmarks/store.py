@@ -61,7 +61,8 @@ def columns_of(block: BlockId) -> dict[str, NDArray[Any]]:
     index = (start + step * np.arange(TOPK)) % CLASSES  # step * 10 < 1000: no class twice
     gaps = rng.exponential(0.6, size=(block.rows, TOPK)).astype(np.float32)
     log_prob = -np.cumsum(gaps, axis=1)
-    tail = np.stack([log_prob[:, -1] - 0.5, log_prob[:, -1] - 4, gaps[:, 0]], axis=1)
+    mass = log_prob[:, -1] - 0.5
+    tail = np.stack([mass, log_prob[:, -1] - 4, gaps[:, 0], mass / 2 + 2], axis=1)
     label = index[:, 0]
     digests = rng.integers(65_536, size=block.rows, dtype=np.uint16)
     return {

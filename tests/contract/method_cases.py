@@ -23,7 +23,7 @@ class Batch:
     student: Tensor
     label: Tensor
 
-    def targets(self, topk: int = CLASSES, tail_numbers: int = 3) -> SoftTargets:
+    def targets(self, topk: int = CLASSES, tail_numbers: int = 4) -> SoftTargets:
         found = encode_topk(self.teacher, self.label, topk=topk, tail_numbers=tail_numbers).targets()
         index, count = samples(self)
         return replace(found, sample_index=index, sample_count=count)
