@@ -44,6 +44,19 @@ def test_exact_keeps_float16_and_minus_infinity_stays() -> None:
     assert round_half(values, "compact").tolist()[0] == -np.inf
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_overflows_becomes_the_largest_number_and_nan_stays(precision: str) -> None:
+    values = np.array([[65504.0, 65536.0, 3e38, np.inf, np.nan], [-65504.0, -65519.0, -65520.0, -3e38, -np.inf]])
+    values = values.astype(np.float32)
+    before = values.copy()
+    rounded = round_half(values, precision)
+    largest = 65504.0 if precision == "exact" else 65536.0 - 2.0 ** (15 - MANTISSA_BITS[precision])
+    assert rounded[0, :4].tolist() == [largest] * 4
+    assert np.isnan(rounded[0, 4])
+    assert rounded[1].tolist() == [-largest] * 4 + [-np.inf]
+    assert np.array_equal(values, before, equal_nan=True)  # rounding works on a copy
+
+
 def test_rounding_loss_is_zero_without_rounding_and_grows_as_bits_go() -> None:
     rng = np.random.Generator(np.random.Philox(key=3))
     log_prob = np.log(np.sort(rng.dirichlet(np.ones(6) * 0.5, size=500), axis=1)[:, ::-1] + 1e-9)
