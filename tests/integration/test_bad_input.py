@@ -310,7 +310,10 @@ def test_ctrl_c_in_a_real_process_leaves_a_store_that_continues(
     assert "interrupted" in rest
     assert "kdcache dump-teacher" in rest
     assert "Traceback" not in rest
+    refused(world.distill(store="slow.zarr"), 3, capsys, "unfinished", "dump-teacher", "it continues")
     monkeypatch.setenv("KDCACHE_TEST_CALM", "1")
     assert run(words) == 0
     assert "continuing" in capsys.readouterr().err
     assert run(["verify", "--deep", "slow.zarr"]) == 0
+    assert run([*world.dump("slow", out="straight.zarr"), "-q"]) == 0
+    assert describe(Path("slow.zarr"))["root_digest"] == describe(Path("straight.zarr"))["root_digest"]
