@@ -212,7 +212,7 @@ def check_alignment(dataset: MapDataset, store: TargetStore) -> None:
 
 
 def _check_labels(store: TargetStore, rows: NDArray[np.int64], found: NDArray[np.integer]) -> None:
-    wrong = np.flatnonzero(found != store.labels[rows])
+    wrong = np.flatnonzero(found != store.labels_at(rows))
     if len(wrong):
         row = int(rows[wrong[0]])
         raise IncompatibleError(

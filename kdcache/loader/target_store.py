@@ -139,6 +139,10 @@ class TargetStore:
         """(N,) ground truth, verified on first use."""
         return self._reader.labels
 
+    def labels_at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) ground truth of some rows; unlike `labels[rows]` it converts only these."""
+        return self._reader.row_array("label")[rows].astype(np.int64)
+
     @property
     def row_digests(self) -> NDArray[np.uint16]:
         """(N,) digests of the raw examples, verified on first use."""
