@@ -26,11 +26,11 @@ from kdcache.store.writer import StoreWriter
 from kdcache.teacher_run import TeacherRun
 from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest
 
-# model -> (rows, pixels, classes, batch): sized so that one pass takes a few seconds on two cores
+# model -> (rows, pixels, classes, batch): sized so that one pass takes about ten seconds on a slow core
 CASES = {
-    "resnet8": (16384, 32, 100, 256),
-    "resnet32x4": (2048, 32, 100, 128),
-    "torchvision:resnet18": (512, 224, 1000, 64),
+    "resnet8": (8192, 32, 100, 256),
+    "resnet32x4": (512, 32, 100, 128),
+    "torchvision:resnet18": (128, 224, 1000, 32),
 }
 MEAN_STD = PreprocessingSpec(mean=(0.5,), std=(0.25,))
 

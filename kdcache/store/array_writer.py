@@ -28,6 +28,7 @@ def write_block(
     columns: Mapping[str, NDArray[Any]],
     *,
     linked: set[Path],
+    opened: dict[str, Any],
 ) -> None:
     """Write a block's chunks and flush them.
 
@@ -37,10 +38,13 @@ def write_block(
         block: which rows.
         columns: array name -> (rows, ...) in the stored dtype.
         linked: folders that are known to be durable names of their parents; folders flushed here are added.
+        opened: arrays opened before, by name; arrays opened here are added. Opening costs as much as a small chunk.
     """
     paths = []
     for array in arrays:
-        handle = _open(root, array)
+        if array.name not in opened:
+            opened[array.name] = _open(root, array)
+        handle = opened[array.name]
         rows = slice(block.start, block.stop)
         if array.kind == "view_rows":
             handle[block.view, rows] = columns[array.name]

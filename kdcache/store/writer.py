@@ -47,6 +47,7 @@ class StoreWriter:
         self._records = dict(existing.records)
         self._static = existing.static_digest
         self._linked: set[Path] = set()
+        self._opened: dict[str, Any] = {}
         self._pending = {
             (block.view, block.block): block
             for block in all_blocks(manifest)
@@ -121,7 +122,7 @@ class StoreWriter:
         lease.check()
         with as_store_errors(self._root):
             arrays = block_arrays(self._layout, block.view)
-            array_writer.write_block(self._root, arrays, block, stored, linked=self._linked)
+            array_writer.write_block(self._root, arrays, block, stored, linked=self._linked, opened=self._opened)
             lease.check()
             ledger.write_record(self._root, self.manifest, block, record)
         self._records[block.view, block.block] = record
