@@ -10,7 +10,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
-# Two worker processes with one thread each beat one process with two threads on the 2-core machine: see docs/log.md.
+# Two worker processes with one thread each: 2,120 tests in 136 s on 2 cores (docs/log.md).
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
