@@ -1,7 +1,8 @@
 """Rows per second of `dump-teacher` against the bare teacher over the same reader, in one run: bench id `dump`.
 
 The bare side reads and forwards the same batches and throws the logits away. The ratio is bare time / dump time, so 1
-is "recording costs nothing". Random weights: arithmetic does not depend on them.
+is "recording costs nothing"; the probe before a dump and the sealing after it are not in it. Random weights: arithmetic
+does not depend on them.
 
     python -m benchmarks.dump [--repeats 5] [--model resnet8 --model resnet32x4 ...]
 """
