@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.loader.inputs import InputReader
-from kdcache.loader.order import batch_bounds, epoch_batches
+from kdcache.loader.order import batch_bounds, epoch_batches, epoch_order
 from kdcache.loader.target_store import TargetStore
 from kdcache.targets.soft import SoftTargets
 
@@ -27,6 +27,10 @@ class Batch:
         rows: (B,) row numbers.
         targets: the teacher's opinion, or None.
         global_rows: rows of this step over all processes.
+        mask: (B,) bool, the rows that count; None: all of them. Others (padding, ignored labels) give no loss, no
+            gradient and no figures.
+        global_counted: rows of this step over all processes that count; None: all of them. The loss is the mean over
+            these.
     """
 
     inputs: Tensor
@@ -34,6 +38,18 @@ class Batch:
     rows: NDArray[np.int64]
     targets: SoftTargets | None
     global_rows: int
+    mask: Tensor | None = None
+    global_counted: int | None = None
+
+    @property
+    def counted(self) -> Tensor | int:
+        """How many of these B rows count; a tensor () on the device where there is a mask, so that nothing waits."""
+        return len(self.rows) if self.mask is None else self.mask.sum()
+
+    @property
+    def divisor(self) -> int:
+        """What the step's summed loss is divided by: the rows that count over all processes, at least 1."""
+        return max(1, self.global_rows if self.global_counted is None else self.global_counted)
 
     def pieces(self, count: int) -> Iterator[Batch]:
         """The batch cut into at most `count` pieces of nearly equal size, in order."""
@@ -48,7 +64,12 @@ class Batch:
             if targets is not None:
                 targets = targets.select(torch.arange(start, stop, device=targets.device))
             yield replace(
-                self, inputs=self.inputs[part], labels=self.labels[part], rows=self.rows[part], targets=targets
+                self,
+                inputs=self.inputs[part],
+                labels=self.labels[part],
+                rows=self.rows[part],
+                targets=targets,
+                mask=None if self.mask is None else self.mask[part],
             )
 
 
@@ -65,6 +86,7 @@ class TrainingFeed:
         topk: classes per row; None takes all that are stored.
         view_of_epoch: which view of inputs (and of the store) an epoch shows.
         digests: (N,) digests of the raw examples, compared as rows pass in the first epoch this process trains.
+        mask: (N,) bool, the rows that count; None: all. A row that does not count is read and has no label.
     """
 
     def __init__(
@@ -80,6 +102,7 @@ class TrainingFeed:
         topk: int | None = None,
         view_of_epoch: Callable[[int], int] = lambda epoch: 0,
         digests: NDArray[np.uint16] | None = None,
+        mask: NDArray[np.bool_] | None = None,
     ) -> None:
         self._inputs = inputs
         self._labels = labels
@@ -90,6 +113,8 @@ class TrainingFeed:
         self._topk = topk
         self._view_of_epoch = view_of_epoch
         self._digests = digests
+        self._mask = mask
+        self._device_mask = None if mask is None else torch.from_numpy(mask).to(labels.device)
         self._bounds = batch_bounds(len(labels), batch_size, world_size=world_size)
 
     @property
@@ -114,14 +139,24 @@ class TrainingFeed:
         )
         view, digests = self._view_of_epoch(epoch), self._digests
         read = self._inputs.batches(order, view=view, digests=digests)
-        for (start, stop), (inputs, rows) in zip(self._bounds, read, strict=True):
-            batch = self._batch(inputs, rows, view, stop - start)
+        counts = self._global_counts(epoch)
+        for (start, stop), counted, (inputs, rows) in zip(self._bounds, counts, read, strict=True):
+            batch = self._batch(inputs, rows, view, stop - start, counted)
             if self._store is not None and self._store.num_views > 1:  # one call counts, the others are free
                 self._store.prefetch(self._view_of_epoch(epoch + 1))
             yield batch
         self._digests = None  # every row of this process's share has been compared
 
-    def _batch(self, inputs: Tensor, rows: NDArray[np.int64], view: int, global_rows: int) -> Batch:
+    def _global_counts(self, epoch: int) -> list[int] | list[None]:
+        """Rows that count in each step over all processes; every process knows the whole order."""
+        if self._mask is None:
+            return [None] * self.steps
+        order = self._mask[epoch_order(self.num_rows, seed=self._seed, epoch=epoch)]
+        return [int(order[start:stop].sum()) for start, stop in self._bounds]
+
+    def _batch(
+        self, inputs: Tensor, rows: NDArray[np.int64], view: int, global_rows: int, global_counted: int | None
+    ) -> Batch:
         index = torch.from_numpy(rows).to(self._labels.device, non_blocking=True)
         targets = None
         if self._store is not None:
@@ -132,4 +167,6 @@ class TrainingFeed:
             rows=rows,
             targets=targets,
             global_rows=global_rows,
+            mask=None if self._device_mask is None else torch.index_select(self._device_mask, 0, index),
+            global_counted=global_counted,
         )

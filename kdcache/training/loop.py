@@ -163,9 +163,9 @@ class _Run:
         looked = False
         for piece in batch.pieces(self._config.accumulate):
             loss, logits = self._loss(piece, epoch + step / steps)
-            total = loss.sum() if loss.ndim else loss * len(piece.rows)
+            total = loss.sum() if loss.ndim else loss * piece.counted
             torch.autograd.backward(
-                total / piece.global_rows
+                total / piece.divisor
             )  # the sum over pieces and processes is the mean of the whole batch
             looked |= tally.add(loss, logits, piece)
         _add_gradients(self._parameters, self._processes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from kdcache.targets.method import Method, MethodContext
@@ -34,7 +35,13 @@ class Objective:
         return self.context.module
 
     def __call__(self, logits: Tensor, batch: Batch, epoch: float) -> Tensor:
-        """The loss of a batch at a position in training (in epochs): (B,) nats, or () for a batch-level method."""
+        """The loss of a batch at a position in training (in epochs): (B,) nats, or () for a batch-level method.
+
+        Rows that do not count (`batch.mask`) give 0 and no gradient, whatever their logits, labels and targets hold.
+        """
+        mask = batch.mask
+        if mask is not None and not self.method.per_row and not bool(mask.any()):
+            return torch.where(mask[:, None], logits, 0.0).sum()  # 0 with a gradient of 0: no row to compare
         return self.method(
             logits,
             batch.targets,
@@ -43,4 +50,5 @@ class Objective:
             alpha=self.alpha,
             options=self.options,
             context=self.context.at_epoch(epoch),
+            mask=mask,
         )

@@ -12,7 +12,7 @@ LOOK_EVERY = 16  # steps; adding up costs a step 50 microseconds and waits for a
 
 
 class EpochTally:
-    """Mean loss, accuracy and agreement with the teacher over the rows of this process in one epoch.
+    """Mean loss, accuracy and agreement with the teacher over the rows of this process that count, in one epoch.
 
     Args:
         device: where the batches are.
@@ -56,11 +56,18 @@ class EpochTally:
         if not bool(torch.isfinite(losses).all()):
             self._refuse(waiting)
         predicted = torch.cat([found for _, found, _ in waiting])
-        labels = torch.cat([batch.labels for _, _, batch in waiting])
-        found = [losses.new_tensor(len(losses)), losses.sum(), (predicted == labels).sum()]
+        right = predicted == torch.cat([batch.labels for _, _, batch in waiting])
         teacher = [batch.targets.index[:, 0] for _, _, batch in waiting if batch.targets is not None]
-        if len(teacher) == len(waiting):
-            found += [found[0], (predicted == torch.cat(teacher)).sum()]
+        agreeing = predicted == torch.cat(teacher) if len(teacher) == len(waiting) else None
+        masks = [batch.mask for _, _, batch in waiting if batch.mask is not None]
+        rows = losses.new_tensor(len(losses))
+        if masks:  # all batches of a feed have one, or none has
+            mask = torch.cat(masks)
+            losses, right, rows = losses.masked_fill(~mask, 0.0), right & mask, mask.sum()
+            agreeing = None if agreeing is None else agreeing & mask
+        found = [rows, losses.sum(), right.sum()]
+        if agreeing is not None:
+            found += [rows, agreeing.sum()]
         self._sums[: len(found)] += torch.stack([value.double() for value in found])
 
     def sums(self) -> Tensor:
