@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.devices import choose_device
-from kdcache.dump import DumpConfig, DumpPlan, new_manifest, plan_dump
+from kdcache.dump_plan import DumpConfig, DumpPlan, new_manifest, plan_dump
 from kdcache.progress import duration
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.info import describe

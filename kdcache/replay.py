@@ -19,7 +19,7 @@ from kdcache.datasets.cards import open_dataset
 from kdcache.datasets.identity import check_identity
 from kdcache.datasets.source import DataSource
 from kdcache.devices import choose_device
-from kdcache.dump import DumpConfig, load_policy, teacher_choice
+from kdcache.dump_plan import DumpConfig, load_policy, teacher_choice
 from kdcache.errors import IncompatibleError
 from kdcache.loader.inputs import example_tensor
 from kdcache.loader.target_store import TargetStore, open_store

@@ -11,7 +11,17 @@ from tests.architecture.source_tree import Module, modules, top_name
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__", "cli"}),
     frozenset(
-        {"dump", "dump_estimate", "replay", "teacher_run", "block_pipe", "distill", "teacher_training", "report"}
+        {
+            "dump",
+            "dump_plan",
+            "dump_estimate",
+            "replay",
+            "teacher_run",
+            "block_pipe",
+            "distill",
+            "teacher_training",
+            "report",
+        }
     ),
     frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
     frozenset({"targets", "views", "store"}),
