@@ -197,6 +197,8 @@ class DistillPlan:
             "agreement_on": self._eval_split if on_test else self._split,
             "train_loss": trained.train.get("train_loss"),
             "train_accuracy": trained.train.get("train_accuracy"),
+            "train_agreement": trained.train.get("train_agreement"),
+            "rescaling": {name: value for name, value in trained.train.items() if not name.startswith("train_")},
             "seconds": trained.seconds,
             "steps": trained.steps,
             "rows": self.store.num_rows,

@@ -1,5 +1,7 @@
 """What a batch says about a distillation run: gradient rescaling per row, and agreement with the teacher. No loss.
 
+`gradient_rescaling` is kd's closed form; `measured_rescaling` reads the factor off the gradient of any method's loss.
+
 Source: Tang et al. 2020, arXiv:2002.03532 (the instance-specific factor); the exact form is algebra, docs/methods.md.
 """
 
@@ -12,6 +14,8 @@ from kdcache.targets.soft import SoftTargets
 from kdcache.targets.split import log_label_probs, student_label_log_probs
 
 PERCENTILES = (5, 25, 50, 75, 95)
+# 1 - q_y below this leaves a float32 gradient on the label under 4 digits; the ratio to it would be rounding
+SMALLEST_MEASURED = 1e-4
 
 
 @torch.no_grad()
@@ -40,6 +44,25 @@ def gradient_rescaling(student_logits: Tensor, targets: SoftTargets, *, temperat
 
 
 @torch.no_grad()
+def measured_rescaling(student_logits: Tensor, gradient: Tensor, labels: Tensor) -> Tensor:
+    """By how much a loss scales cross-entropy's gradient on the label's logit, whatever the loss: omega_y as measured.
+
+    For kd (tail full, ghost or uniform) and kd-pt it is `gradient_rescaling` up to rounding, for ce it is 1.
+
+    Args:
+        student_logits: (B, K).
+        gradient: (B, K) of the rows' summed loss with respect to these logits.
+        labels: (B,) int64.
+
+    Returns:
+        (B,) float, no unit; NaN where q_y > 0.9999, where cross-entropy's own gradient is mostly rounding.
+    """
+    wrong = student_label_log_probs(student_logits, labels, 1.0)[1].exp()
+    omega = -gradient.gather(1, labels[:, None])[:, 0] / wrong
+    return omega.masked_fill(wrong < SMALLEST_MEASURED, torch.nan)
+
+
+@torch.no_grad()
 def diagnostics(
     student_logits: Tensor, targets: SoftTargets, *, temperature: float, alpha: float, mask: Tensor | None = None
 ) -> dict[str, float]:
@@ -61,19 +84,32 @@ def diagnostics(
     same = (student_logits.argmax(dim=1) == targets.index[:, 0]).double()
     if mask is not None:
         omega, confidence, same = omega[mask], confidence[mask], same[mask]
+    shown = summary(omega, confidence)
+    agreement = float(same.mean()) if len(same) else float("nan")
+    return {**shown, "teacher_agreement": agreement, "rows": float(len(omega))}
+
+
+@torch.no_grad()
+def summary(omega: Tensor, confidence: Tensor) -> dict[str, float]:
+    """Gradient rescaling over rows as the numbers that are logged.
+
+    Args:
+        omega: (R,) float, rescaling per row.
+        confidence: (R,) float, p_y^T of the same rows.
+
+    Returns:
+        `omega_mean`, `omega_p5` .. `omega_p95`, `omega_confidence_correlation` (Pearson; 0 where either is constant)
+        and `teacher_confidence` (mean p_y^T); all NaN for no rows.
+    """
+    omega, confidence = omega.double(), confidence.double()
     if len(omega) == 0:
-        omega, confidence, same = (torch.full((1,), torch.nan, dtype=torch.float64) for _ in range(3))
-        rows = 0
-    else:
-        rows = len(omega)
+        omega = confidence = torch.full((1,), torch.nan, dtype=torch.float64)
     levels = torch.tensor(PERCENTILES, dtype=omega.dtype, device=omega.device) / 100
     quantiles = torch.quantile(omega[: 2**23], levels)  # torch.quantile takes at most 16 M values
-    numbers = torch.cat(
-        [torch.stack([omega.mean(), _correlation(omega, confidence), same.mean(), confidence.mean()]), quantiles]
-    ).tolist()
-    names = ["omega_mean", "omega_confidence_correlation", "teacher_agreement", "teacher_confidence"]
+    numbers = torch.cat([torch.stack([omega.mean(), _correlation(omega, confidence), confidence.mean()]), quantiles])
+    names = ["omega_mean", "omega_confidence_correlation", "teacher_confidence"]
     names += [f"omega_p{percentile}" for percentile in PERCENTILES]
-    return {**dict(zip(names, numbers, strict=True)), "rows": float(rows)}
+    return dict(zip(names, numbers.tolist(), strict=True))
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:

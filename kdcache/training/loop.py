@@ -37,6 +37,7 @@ from kdcache.training.config import TrainingConfig
 from kdcache.training.objective import Objective
 from kdcache.training.optim import WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from kdcache.training.processes import Processes
+from kdcache.training.rescaling_sample import RescalingSample
 from kdcache.training.runs import RunFolder
 from kdcache.training.tally import EpochTally, figures
 
@@ -51,7 +52,8 @@ class TrainingResult:
         last: evaluation after the last epoch; the headline.
         best: the best evaluation by top-1; optimistic, because it was chosen on the rows it is measured on.
         best_epoch: counted from 1.
-        train: figures of the last epoch's training rows (loss, accuracy, agreement with the teacher).
+        train: figures of the last epoch's training rows (loss, accuracy, agreement with the teacher, gradient
+            rescaling).
         seconds: time in training steps alone, over all epochs and sessions.
         steps: optimizer steps in all.
     """
@@ -142,6 +144,7 @@ class _Run:
         """All steps of one epoch; figures over all processes."""
         started = time.perf_counter()
         tally = EpochTally(self._processes.device, epoch)
+        sample = RescalingSample(self._feed.steps, self._objective.target_temperature)
         label = f"epoch {epoch + 1}/{self._config.epochs}"
         self._model.train()
         with (
@@ -149,24 +152,26 @@ class _Run:
             Progress(self._feed.num_rows, "rows", label=label, keep=False) as progress,
         ):
             for step, batch in enumerate(self._feed.epoch(epoch)):
-                looked = self._step(epoch, step, batch, tally)
+                looked = self._step(epoch, step, batch, tally, sample)
                 progress.update(batch.global_rows, tally.shown() if looked else None)
         tally.look()
         _average_buffers(self._model, self._processes)
-        trained = figures(self._processes.sum(tally.sums()))
+        trained = {**figures(self._processes.sum(tally.sums())), **sample.figures()}
         self._seconds += time.perf_counter() - started
         return trained
 
-    def _step(self, epoch: int, step: int, batch: Batch, tally: EpochTally) -> bool:
+    def _step(self, epoch: int, step: int, batch: Batch, tally: EpochTally, sample: RescalingSample) -> bool:
         steps = self._feed.steps
         set_learning_rate(self._optimizer, learning_rate(self._config, epoch * steps + step, steps))
-        looked = False
+        looked, sampled = False, sample.wants(step, batch)
         for piece in batch.pieces(self._config.accumulate):
-            loss, logits = self._loss(piece, epoch + step / steps)
+            loss, logits = self._loss(piece, epoch + step / steps, keep_gradient=sampled)
             total = loss.sum() if loss.ndim else loss * piece.counted
             torch.autograd.backward(
                 total / piece.divisor
             )  # the sum over pieces and processes is the mean of the whole batch
+            if sampled:
+                sample.add(logits, piece)
             looked |= tally.add(loss, logits, piece)
         _add_gradients(self._parameters, self._processes)
         if self._config.clip_grad:
@@ -177,13 +182,15 @@ class _Run:
             self._average.update(self._model, epoch * steps + step)
         return looked
 
-    def _loss(self, piece: Batch, position: float) -> tuple[Tensor, Tensor]:
+    def _loss(self, piece: Batch, position: float, *, keep_gradient: bool) -> tuple[Tensor, Tensor]:
         inputs = piece.inputs
         if self._config.channels_last and inputs.ndim == 4:
             inputs = inputs.to(memory_format=self._layout)
         with autocast(self._config.amp, self._processes.device):
-            logits = self._forward(inputs)
-        return self._objective(logits.float(), piece, position), logits
+            logits = self._forward(inputs).float()
+        if keep_gradient:
+            logits.retain_grad()
+        return self._objective(logits, piece, position), logits
 
     def finish_epoch(
         self,

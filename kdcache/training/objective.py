@@ -34,6 +34,11 @@ class Objective:
         """Parameters that are trained with the model (a learned temperature), or None."""
         return self.context.module
 
+    @property
+    def target_temperature(self) -> float:
+        """T at which the teacher's confidence is reported; 1 for methods without a fixed one."""
+        return self.method.checked_temperature(self.temperature, None)
+
     def __call__(self, logits: Tensor, batch: Batch, epoch: float) -> Tensor:
         """The loss of a batch at a position in training (in epochs): (B,) nats, or () for a batch-level method.
 

@@ -7,7 +7,8 @@ import torch
 
 from kdcache.targets.encode import encode_topk
 from kdcache.targets.methods import methods
-from kdcache.targets.rescaling import diagnostics, gradient_rescaling
+from kdcache.targets.rescaling import diagnostics, gradient_rescaling, measured_rescaling
+from tests.contract.method_cases import Columns
 
 
 def _case(topk: int = 9) -> tuple[torch.Tensor, object, torch.Tensor]:
@@ -57,3 +58,33 @@ def test_diagnostics_have_the_same_keys_for_every_batch() -> None:
     assert none["rows"] == 0
     one = diagnostics(student[:1], targets.select(torch.tensor([0])), temperature=4.0, alpha=0.9)
     assert one["omega_confidence_correlation"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "topk", "options"),
+    [
+        ("kd", 9, {"tail": "full"}),
+        ("kd", 3, {"tail": "ghost"}),
+        ("kd", 3, {"tail": "uniform"}),
+        ("kd-pt", 3, {}),
+        ("kd-pt+sim", 9, {"mix": "split", "similarity": "mean"}),
+    ],
+)
+def test_the_measured_factor_is_the_closed_form(name: str, topk: int, options: dict[str, object]) -> None:
+    student, targets, label = _case(topk)
+    context = methods[name].prepare(Columns((targets,)), options=options)
+    loss = methods[name](student, targets, label, temperature=4.0, alpha=0.9, options=options, context=context)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    measured = measured_rescaling(student.detach(), gradient, label)
+    torch.testing.assert_close(measured, gradient_rescaling(student, targets, temperature=4.0, alpha=0.9))
+
+
+def test_cross_entropy_is_not_rescaled_and_a_sure_student_is_left_out() -> None:
+    student, _, label = _case()
+    sure = student.detach().clone()
+    sure[0, label[0]] += 60
+    sure.requires_grad_()
+    (gradient,) = torch.autograd.grad(methods["ce"](sure, None, label).sum(), sure)
+    measured = measured_rescaling(sure.detach(), gradient, label)
+    assert torch.isnan(measured[0])
+    torch.testing.assert_close(measured[1:], torch.ones(39, dtype=torch.float64))
