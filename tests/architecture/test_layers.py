@@ -21,6 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "distill",
             "teacher_training",
             "report",
+            "derive",
+            "merge",
         }
     ),
     frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),

@@ -1,0 +1,228 @@
+"""`derive`: a smaller store from a sealed one, without its teacher: fewer classes, views or rows, or coarser numbers.
+
+A store is never edited: the part is a store of its own, sealed and verified like any other, that names its parent's
+digest. What a part cannot have (finer numbers, more classes, views that are not the first ones) is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache.canonical import to_json
+from kdcache.datasets.identity import label_digest
+from kdcache.datasets.row_range import parse_split
+from kdcache.dump import stored_quality
+from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.specs import PRECISIONS, DatasetSpec, StoreManifest, ViewSpec
+from kdcache.store.blocks import BlockId, block_rows_for, blocks_of_view
+from kdcache.store.layout import layout_of, static_arrays
+from kdcache.store.reader import StoreReader, open_reader
+from kdcache.store.writer import StoreWriter
+from kdcache.targets.soft import SoftTargets
+from kdcache.targets.tail import narrow
+from kdcache.version import __version__
+
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeriveConfig:
+    """What to keep of a store; None keeps all of it.
+
+    Attributes:
+        store: the sealed store to take from.
+        out: path of the new store; continued when an earlier call was interrupted.
+        topk: classes kept per row, at most the stored k.
+        views: the first V' views.
+        rows: [start, stop) of the rows.
+        precision: how finely log-probabilities are kept; never finer than in the store.
+    """
+
+    store: str
+    out: str
+    topk: int | None = None
+    views: int | None = None
+    rows: tuple[int, int] | None = None
+    precision: Literal["exact", "default", "compact"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeriveResult:
+    """The new store: its place, its digests and the digest of the store it was taken from."""
+
+    store: str
+    store_key: str
+    root_digest: str
+    parent: str
+    rows_written: int
+
+
+def derive(config: DeriveConfig) -> DeriveResult:
+    """Write a part of a sealed store as a store of its own. Reads every block once, verified; memory stays at a block.
+
+    Raises:
+        ConfigError: a part the store does not have. UnfinishedStoreError, CorruptStoreError: the store is not sound.
+        IncompatibleError: `out` holds something else.
+    """
+    if Path(config.out).resolve() == Path(config.store).resolve():
+        raise ConfigError(
+            f"{config.out}: a store cannot be derived onto itself; expected a new path", hint="choose another OUT"
+        )
+    reader = open_reader(config.store)
+    manifest = derived_manifest(reader, config)
+    start = config.rows[0] if config.rows else 0
+    static = {array.name: reader.static(array.name) for array in static_arrays(layout_of(manifest))}
+    written = 0
+    with StoreWriter.open(config.out, manifest, static=static) as writer:
+        wanted = set(writer.pending)
+        for view in sorted({block.view for block in wanted}):
+            for block, columns in _blocks(reader, manifest, view, start):
+                if block in wanted:
+                    writer.write_block(block, narrowed(columns, reader.manifest, manifest.codec.topk))
+                    written += block.rows
+        sealed = writer.seal(quality=to_json(stored_quality(writer)))
+    return DeriveResult(
+        store=config.out,
+        store_key=sealed.store_key,
+        root_digest=sealed.root_digest,
+        parent=reader.manifest.root_digest,
+        rows_written=written,
+    )
+
+
+def derived_manifest(reader: StoreReader, config: DeriveConfig) -> StoreManifest:
+    """The manifest of the part: what is asked for, checked against what the parent has.
+
+    Raises:
+        ConfigError, IncompatibleError: as `derive`.
+    """
+    parent = reader.manifest
+    codec = parent.codec
+    topk, views = config.topk or codec.topk, config.views or parent.num_views
+    precision = config.precision or codec.precision
+    for name, asked, most in (("topk", topk, codec.topk), ("views", views, parent.num_views)):
+        if not 1 <= asked <= most:
+            raise ConfigError(
+                f"{config.store}: {name} {asked} asked for, expected 1 to {most}, what the store holds",
+                hint=f"kdcache dump-teacher --{name} {asked} keeps more" if asked > most else "",
+            )
+    if precision not in PRECISIONS or PRECISIONS.index(precision) < PRECISIONS.index(codec.precision):
+        raise ConfigError(
+            f"{config.store}: precision {precision!r} asked for; the store keeps {codec.precision!r} and what was "
+            f"rounded away cannot come back",
+            hint=f"choose one of {', '.join(PRECISIONS[PRECISIONS.index(codec.precision) :])}",
+        )
+    data, spec = parent.dataset, parent.views
+    if config.rows is not None:
+        data = _part_of(reader, config.rows)
+        spec = _canaries_within(spec, config.rows)
+    spec = replace(spec, canaries=tuple(canary for canary in spec.canaries if canary["view"] < views))
+    changes = {"topk": topk, "views": views, "precision": precision}
+    origin = {"relation": "derived", "root_digest": parent.root_digest, "store_key": parent.store_key}
+    kept = {**changes, "rows": list(config.rows)} if config.rows else changes
+    return replace(
+        parent,
+        dataset=data,
+        views=spec,
+        codec=replace(codec, topk=topk, precision=precision),
+        num_views=views,
+        block_rows=block_rows_for(data.num_rows),
+        creator={"kdcache": __version__, "torch": torch.__version__, "command": "derive"},
+        parents=({**origin, "kept": kept},),
+        quality={},
+        complete=False,
+        root_digest="",
+    )
+
+
+def narrowed(columns: Columns, parent: StoreManifest, topk: int) -> Columns:
+    """A block's columns with the first k' <= k classes; the others join the tail exactly, in float32.
+
+    Args:
+        columns: as `StoreReader.blocks` gives them, `label` included.
+        parent: manifest of the store they came from.
+        topk: k'.
+    """
+    if topk == parent.codec.topk:
+        return columns
+    targets = SoftTargets(
+        index=torch.from_numpy(columns["topk_index"].astype(np.int64)),
+        log_prob=torch.from_numpy(columns["topk_log_prob"].astype(np.float32)),
+        tail=torch.from_numpy(columns["tail"].astype(np.float32)),
+        label=torch.from_numpy(columns["label"].astype(np.int64)),
+        label_log_prob=torch.from_numpy(columns["label_log_prob"].astype(np.float32)),
+        num_classes=parent.dataset.num_classes,
+    )
+    fewer = narrow(targets, topk)
+    return {
+        **columns,
+        "topk_index": fewer.index.numpy(),
+        "topk_log_prob": fewer.log_prob.numpy(),
+        "tail": fewer.tail.numpy(),
+    }
+
+
+def _part_of(reader: StoreReader, rows: tuple[int, int]) -> DatasetSpec:
+    parent, (start, stop) = reader.manifest, rows
+    data = parent.dataset
+    if not 0 <= start < stop <= data.num_rows:
+        raise ConfigError(f"rows {start}:{stop} asked for, expected a part of 0:{data.num_rows}")
+    if any(op.get("op") in ("mixup", "cutmix") for op in parent.views.ops):
+        raise IncompatibleError(
+            "rows: the store's views mix examples, whose partners may lie outside the part; expected views of one row",
+            hint="derive fewer views or classes instead",
+        )
+    if "sequence_offsets" in parent.codec.fields:
+        raise IncompatibleError(
+            "rows: the store's rows are tokens of sequences, which a part would cut; expected independent rows",
+            hint="derive fewer classes instead",
+        )
+    name, before, _ = parse_split(data.split)
+    # The raw examples are not here to be read again, so the part's digest is that of "these rows of that data set": it
+    # proves as much, but is not what a dump of the same rows would be called. A lookup then misses; it never lies.
+    told = f"kdcache rows {start}:{stop} of {data.content_digest}\n"
+    return replace(
+        data,
+        split=f"{name}[{before + start}:{before + stop}]",
+        num_rows=stop - start,
+        content_digest=hashlib.sha256(told.encode()).hexdigest(),
+        label_digest=label_digest(reader.labels[start:stop], data.num_classes),
+    )
+
+
+def _canaries_within(spec: ViewSpec, rows: tuple[int, int]) -> ViewSpec:
+    start, stop = rows
+    kept = [canary for canary in spec.canaries if start <= int(canary["row"]) < stop]
+    return replace(spec, canaries=tuple({**canary, "row": int(canary["row"]) - start} for canary in kept))
+
+
+def _blocks(reader: StoreReader, manifest: StoreManifest, view: int, start: int) -> Iterator[tuple[BlockId, Columns]]:
+    """The part's blocks of a view, cut from the parent's as they stream past."""
+    labels = reader.row_array("label")
+    ahead = iter(reader.blocks(view))
+    held: tuple[int, Columns] | None = None  # first row and columns that are not used up
+    for block in blocks_of_view(manifest, view):
+        pieces: list[Columns] = []
+        row, stop = start + block.start, start + block.stop
+        while row < stop:
+            if held is None:
+                source, columns = next(ahead)
+                held = (source.start, columns)
+            first, columns = held
+            end = first + len(columns["topk_index"])
+            if end > row:
+                pieces.append({name: values[row - first : stop - first] for name, values in columns.items()})
+                row = min(end, stop)
+            if end <= stop:
+                held = None
+        joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        joined["label"] = labels[start + block.start : stop]
+        yield block, joined

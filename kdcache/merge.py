@@ -1,0 +1,233 @@
+"""`merge`: one store of an ensemble's mean opinion from the stores of its members, without any of the teachers.
+
+Members must hold the same rows and the same views; what differs is said line by line. Exact where every class is
+stored; below that the manifest says how far the mean can be from the true one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache.canonical import digest_of, to_json
+from kdcache.dump import stored_quality
+from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.specs import PRECISIONS, PreprocessingSpec, StoreManifest, TeacherSpec
+from kdcache.store.blocks import BlockId
+from kdcache.store.reader import StoreReader, open_reader
+from kdcache.store.writer import StoreWriter
+from kdcache.targets.ensemble import mean_opinion
+from kdcache.targets.soft import SoftTargets
+from kdcache.version import __version__
+
+Columns = Mapping[str, NDArray[Any]]
+COPIED = ("mask", "sequence_offsets", "view_params")  # what belongs to the rows and views, not to a teacher
+PARTNER = "partner_label_log_prob"  # of mixed views: one stated number of each member, so its mean is exact
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Which stores to average.
+
+    Attributes:
+        stores: two or more sealed stores.
+        out: path of the new store; continued when an earlier call was interrupted.
+        topk: classes kept per row; None keeps the smallest k of the members.
+        precision: None keeps the coarsest of the members'.
+    """
+
+    stores: tuple[str, ...]
+    out: str
+    topk: int | None = None
+    precision: Literal["exact", "default", "compact"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """The new store.
+
+    Attributes:
+        exact: every member stores all K classes.
+        bound_mean, bound_max: over rows and views, total variation from the true mean, at most; 0 when exact.
+    """
+
+    store: str
+    store_key: str
+    root_digest: str
+    parents: tuple[str, ...]
+    exact: bool
+    bound_mean: float
+    bound_max: float
+    quality: Mapping[str, Any]
+
+
+def merge(config: MergeConfig) -> MergeResult:
+    """Average the members' probabilities at T=1 and seal the result as a store of its own.
+
+    Raises:
+        ConfigError: fewer than two stores, or more classes than a member holds.
+        IncompatibleError: the members are not about the same rows and views; every difference is named.
+        UnfinishedStoreError, CorruptStoreError: a member is not sound.
+    """
+    if len(set(config.stores)) < 2:
+        raise ConfigError(f"merge: expected two or more different stores, found {len(set(config.stores))}")
+    readers = [open_reader(store) for store in config.stores]
+    manifest = merged_manifest(readers, config)
+    static = {name: readers[0].static(name) for name in manifest.codec.fields if name == "sequence_offsets"}
+    bounds = []
+    with StoreWriter.open(config.out, manifest, static=static) as writer:
+        wanted = set(writer.pending)
+        for view in range(manifest.num_views):
+            for block, columns, bound in _merged_blocks(readers, manifest, view):
+                bounds.append(bound)
+                if block in wanted:
+                    writer.write_block(block, columns)
+        measured = np.concatenate(bounds)
+        facts = {"merge_bound_mean": float(measured.mean()), "merge_bound_max": float(measured.max())}
+        sealed = writer.seal(quality={**to_json(stored_quality(writer)), **facts})
+    return MergeResult(
+        store=config.out,
+        store_key=sealed.store_key,
+        root_digest=sealed.root_digest,
+        parents=tuple(reader.manifest.root_digest for reader in readers),
+        exact=_is_exact([reader.manifest for reader in readers]),
+        bound_mean=facts["merge_bound_mean"],
+        bound_max=facts["merge_bound_max"],
+        quality=dict(sealed.quality),
+    )
+
+
+def merged_manifest(readers: Sequence[StoreReader], config: MergeConfig) -> StoreManifest:
+    """The manifest of the mean, after checking that the members belong together.
+
+    Raises:
+        ConfigError, IncompatibleError: as `merge`.
+    """
+    manifests = [reader.manifest for reader in readers]
+    first = manifests[0]
+    for reader, other in zip(readers[1:], manifests[1:], strict=True):
+        lines = differences(first, other)
+        if lines:
+            raise IncompatibleError(
+                f"{reader.location} and {readers[0].location} cannot be merged:\n    " + "\n    ".join(lines),
+                hint="dump the teachers over the same data, split, views and view seed",
+            )
+    smallest = min(manifest.codec.topk for manifest in manifests)
+    topk = config.topk or smallest
+    if not 1 <= topk <= smallest:
+        raise ConfigError(f"top-k: expected 1 to {smallest} (the smallest k of the stores), found {topk}")
+    coarsest = max((manifest.codec.precision for manifest in manifests), key=PRECISIONS.index)
+    fields = tuple(name for name in first.codec.fields if name in (*COPIED, PARTNER))
+    return replace(
+        first,
+        teacher=_ensemble(manifests),
+        views=replace(first.views, canaries=_canaries(manifests)),
+        codec=replace(first.codec, topk=topk, precision=config.precision or coarsest, fields=fields),
+        num_views=min(manifest.num_views for manifest in manifests),
+        static_shapes={name: shape for name, shape in first.static_shapes.items() if name in fields},
+        creator={"kdcache": __version__, "torch": torch.__version__, "command": "merge"},
+        parents=tuple(
+            {"relation": "merged", "root_digest": manifest.root_digest, "store_key": manifest.store_key}
+            for manifest in manifests
+        ),
+        quality={},
+        complete=False,
+        root_digest="",
+    )
+
+
+def differences(one: StoreManifest, other: StoreManifest) -> list[str]:
+    """Why two stores are not about the same rows and views, one line each; empty when they are."""
+    a, b = one.dataset, other.dataset
+    facts: dict[str, tuple[Any, Any]] = {
+        "data set": (f"{a.name} ({a.split})", f"{b.name} ({b.split})"),
+        "rows": (a.num_rows, b.num_rows),
+        "classes": (a.num_classes, b.num_classes),
+        "labels": (a.label_digest[:12], b.label_digest[:12]),
+        "raw examples": (a.content_digest[:12], b.content_digest[:12]),
+        "views": (one.views.policy, other.views.policy),
+        "view ops and seed": (one.views.identity(), other.views.identity()),
+        "numbers about the tail": (one.codec.tail_numbers, other.codec.tail_numbers),
+    }
+    return [f"{name}: {left} and {right}" for name, (left, right) in facts.items() if left != right]
+
+
+def _ensemble(manifests: Sequence[StoreManifest]) -> TeacherSpec:
+    teachers = [manifest.teacher for manifest in manifests]
+    identities: list[Any] = [teacher.identity() for teacher in teachers]
+    exact = _is_exact(manifests)
+    if not exact:  # what an approximate mean holds depends on what its members had kept
+        identities = [[who, manifest.root_digest] for who, manifest in zip(identities, manifests, strict=True)]
+    same = all(teacher.preprocessing == teachers[0].preprocessing for teacher in teachers)
+    return TeacherSpec(
+        source="ensemble:" + "+".join(sorted(teacher.source for teacher in teachers)),
+        weights="",
+        weights_sha256="",
+        state_digest=digest_of(sorted(identities, key=digest_of)),
+        code_digest="",
+        preprocessing=teachers[0].preprocessing if same else PreprocessingSpec(),
+        training={
+            "ensemble": "mean probability at T=1, " + ("exact" if exact else "approximate"),
+            "members": [{"source": teacher.source, "state_digest": teacher.state_digest} for teacher in teachers],
+        },
+    )
+
+
+def _is_exact(manifests: Sequence[StoreManifest]) -> bool:
+    return all(manifest.codec.topk == manifest.dataset.num_classes for manifest in manifests)
+
+
+def _canaries(manifests: Sequence[StoreManifest]) -> tuple[Mapping[str, Any], ...]:
+    views = min(manifest.num_views for manifest in manifests)
+    return tuple(canary for canary in manifests[0].views.canaries if canary["view"] < views)
+
+
+def _merged_blocks(
+    readers: Sequence[StoreReader], manifest: StoreManifest, view: int
+) -> Iterator[tuple[BlockId, dict[str, NDArray[Any]], NDArray[np.float32]]]:
+    labels = readers[0].row_array("label")
+    for parts in zip(*(reader.blocks(view) for reader in readers), strict=True):
+        block, first = parts[0]
+        for reader, (_, other) in zip(readers[1:], parts[1:], strict=True):
+            _check_same(readers[0], reader, block, first, other)
+        label = labels[block.start : block.stop]
+        members = [_targets(columns, label, manifest.dataset.num_classes) for _, columns in parts]
+        mean = mean_opinion(members, topk=manifest.codec.topk)
+        kept = mean.targets
+        columns = {
+            **{name: first[name] for name in (*COPIED, "row_digest") if name in first},
+            "label": label,
+            "topk_index": kept.index.numpy(),
+            "topk_log_prob": kept.log_prob.numpy(),
+            "tail": kept.tail.numpy(),
+            "label_log_prob": kept.label_log_prob.numpy(),
+        }
+        if PARTNER in manifest.codec.fields:
+            each = np.stack([part[PARTNER].astype(np.float32) for _, part in parts])
+            columns[PARTNER] = np.log(np.exp(each).mean(axis=0).clip(min=np.exp(-65.0)))
+        yield block, columns, mean.bound.numpy()
+
+
+def _check_same(one: StoreReader, other: StoreReader, block: BlockId, a: Columns, b: Columns) -> None:
+    for name in ("label", "row_digest", *COPIED):
+        if name in a and not (name in b and np.array_equal(a[name], b[name])):
+            raise IncompatibleError(
+                f"{one.location} and {other.location} cannot be merged: {name} differs in {block}",
+                hint="dump both teachers over the same data and views",
+            )
+
+
+def _targets(columns: Columns, label: NDArray[Any], num_classes: int) -> SoftTargets:
+    return SoftTargets(
+        index=torch.from_numpy(columns["topk_index"].astype(np.int64)),
+        log_prob=torch.from_numpy(columns["topk_log_prob"].astype(np.float32)),
+        tail=torch.from_numpy(columns["tail"].astype(np.float32)),
+        label=torch.from_numpy(label.astype(np.int64)),
+        label_log_prob=torch.from_numpy(columns["label_log_prob"].astype(np.float32)),
+        num_classes=num_classes,
+    )
