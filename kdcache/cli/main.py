@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "distill": "Train students from a store; the teacher is not needed.",
     "train-teacher": "Train a teacher when there are no weights to start from.",
     "info": "Show what a store is and holds, without reading its arrays.",
+    "stats": "Show what a store says about its teacher, its k and its views.",
     "derive": "Make a smaller store from a store, without its teacher.",
     "merge": "Average the stores of several teachers into one.",
     "verify": "Check every byte of a store against its ledger.",

@@ -168,6 +168,20 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]
         return values
 
 
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """One number or several with commas between them: `1,2.5,4`; a TOML file may give a list or a number."""
+
+    name = "NUMBER,.."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers in the order given."""
+        parts: Iterable[Any] = value if isinstance(value, list | tuple) else str(value).split(",")
+        try:
+            return tuple(float(part) for part in parts)
+        except (TypeError, ValueError):
+            self.fail(f"expected numbers with commas between them, found {value!r}", param, ctx)
+
+
 def named_values(settings: Sequence[str]) -> dict[str, str]:
     """`--set NAME=VALUE` words as a mapping; the library checks names and values.
 

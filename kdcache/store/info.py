@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdcache.store.files import WORK_FOLDER, local_path, tree_bytes
+from kdcache.store.files import WORK_FOLDER, local_path, tree_bytes, walk_files
 from kdcache.store.layout import layout_of, row_bytes
 from kdcache.store.lease import holder_of
 from kdcache.store.ledger import read_records
@@ -63,3 +63,21 @@ def describe(location: str | Path) -> dict[str, Any]:
             "writer": None if holder is None else str(holder),
         }
     return facts
+
+
+def bytes_by_view(location: str | Path) -> dict[str, list[int]]:
+    """Bytes on disk of every array that has a view axis: name -> V numbers.
+
+    Raises:
+        NotFoundError, IncompatibleError, CorruptStoreError: as `read_manifest`.
+    """
+    root = local_path(location)
+    manifest = read_manifest(root)
+    names = [array.name for array in layout_of(manifest).values() if array.kind == "view_rows"]
+    sizes = {name: [0] * manifest.num_views for name in names}
+    for name in names:
+        for relative, info in walk_files(root, under=name):
+            parts = relative[len(name) + 1 :].split("/")  # c/VIEW/BLOCK/...
+            if len(parts) > 1 and parts[1].isdecimal() and int(parts[1]) < manifest.num_views:
+                sizes[name][int(parts[1])] += info.st_size
+    return sizes

@@ -28,7 +28,7 @@ from kdcache.store.block_reader import (
     repair_hint,
     stated_records,
 )
-from kdcache.store.blocks import BlockId, blocks_of_view
+from kdcache.store.blocks import BlockId, block_at, blocks_of_view
 from kdcache.store.files import local_path
 from kdcache.store.layout import layout_of
 from kdcache.store.ledger import Digests, root_digest
@@ -194,9 +194,21 @@ class StoreReader:
         """Stream a view block by block, each verified; memory stays at one block. Errors as `view`."""
         self._check_view(view)
         for block in blocks_of_view(self.manifest, view):
-            columns = read_block(self._root, self.manifest, self._layout, block)
-            check_block(self._root, self.manifest, block, columns, self._digest(block))
-            yield block, columns
+            yield block, self.block(view, block.block)
+
+    def block(self, view: int, block: int) -> dict[str, NDArray[Any]]:
+        """The columns of one block of a view, verified, not kept; view 0 has `label` and `row_digest` too.
+
+        Raises:
+            ConfigError: no such view or block. Damage and missing blocks as `view`.
+        """
+        self._check_view(view)
+        if not 0 <= block < self.manifest.blocks_per_view:
+            raise ConfigError(f"{self.location}: block {block}; expected 0 to {self.manifest.blocks_per_view - 1}")
+        wanted = block_at(self.manifest, view, block)
+        columns = read_block(self._root, self.manifest, self._layout, wanted)
+        check_block(self._root, self.manifest, wanted, columns, self._digest(wanted))
+        return columns
 
     def static(self, name: str) -> NDArray[Any]:
         """A store-level array such as class_weight (K, D) float32, verified on first use.

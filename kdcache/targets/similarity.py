@@ -131,7 +131,7 @@ def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
     for targets in store.batches():
         if total is None:
             total = torch.zeros(classes, classes, dtype=torch.float64, device=targets.device)
-        _add_means(total, targets, temperature)
+        add_class_means(total, targets, temperature)
     if total is None:
         raise IncompatibleError("similarity=mean: the store has no rows")
     seen = total.sum(dim=1, keepdim=True)  # every row adds 1
@@ -139,8 +139,14 @@ def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
     return MatrixSimilarity(matrix=_floored(means.float()))
 
 
-def _add_means(total: Tensor, targets: SoftTargets, temperature: float) -> None:
-    """Add each row's p^T to the row of its label without building (B, K): head by index, tail as one level per row."""
+def add_class_means(total: Tensor, targets: SoftTargets, temperature: float) -> None:
+    """Add each row's p^T to the row of its label without building (B, K): head by index, tail as one level per row.
+
+    Args:
+        total: (K, K) float64, changed in place; row y then sums to the rows of class y that were added.
+        targets: B rows.
+        temperature: T.
+    """
     teacher = split_teacher(targets, temperature)
     level = (teacher.tail_prob / teacher.count.clamp(min=1)).double()
     levels = torch.zeros(len(total), dtype=total.dtype, device=total.device).index_add_(0, targets.label, level)

@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "report",
             "derive",
             "merge",
+            "stats",
         }
     ),
     frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
