@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdcache.targets.method import LossInputs
+from kdcache.targets.mixed import mixed_cross_entropy
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.split import split_teacher
 
@@ -53,7 +54,7 @@ def mlkd_loss(inputs: LossInputs) -> Tensor:
     views = [(inputs.student, inputs.targets)]
     if inputs.second is not None:
         views.append(inputs.second)
-    hard = torch.stack([functional.cross_entropy(logits, inputs.labels) for logits, _ in views]).mean()
+    hard = torch.stack([mixed_cross_entropy(logits, inputs.labels, of.mix).mean() for logits, of in views]).mean()
     temperatures = inputs.options["temperatures"]
     assert isinstance(temperatures, tuple)
     soft = torch.stack([_levels(logits, targets, t) for logits, targets in views for t in temperatures]).sum()

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.targets.mixed import HARD_PART, OnMixedViews, mixed_cross_entropy, seen_from_partner
 from kdcache.targets.options import Option, checked, checked_alpha, checked_temperature
 from kdcache.targets.soft import SoftTargets
 
@@ -124,10 +124,22 @@ class LossInputs:
             )
         return self.context.similarity
 
+    def similarity_rows(self) -> Tensor:
+        """(B, K) float32 rows of R for the labels; on mixed rows those of both labels, weighted by lambda."""
+        similarity, mix = self.similarity(), self.targets.mix
+        own = similarity.rows(self.targets.label)
+        if mix is None:
+            return own
+        return torch.lerp(similarity.rows(mix.partner_label), own, mix.weight[:, None].to(own.dtype))
+
     def hard(self) -> Tensor:
-        """(B,) cross-entropy with the label, smoothed by the option `hard_smoothing` where the method has it."""
+        """(B,) cross-entropy with the label, smoothed by the option `hard_smoothing` where the method has it.
+
+        On mixed rows it is lambda times that of the label plus 1 - lambda times that of the partner's label.
+        """
         smoothing = self.number("hard_smoothing") if "hard_smoothing" in self.options else 0.0
-        return functional.cross_entropy(self.student, self.labels, reduction="none", label_smoothing=smoothing)
+        mix = None if self.soft is None else self.soft.mix
+        return mixed_cross_entropy(self.student, self.labels, mix, smoothing=smoothing)
 
     def blend(self, divergence: Tensor, temperature: float | None = None) -> Tensor:
         """(1 - alpha) * hard + alpha * T^2 * divergence; (B,) nats."""
@@ -158,6 +170,7 @@ class Method:
         loss: the loss function.
         make_context: what `prepare` runs, if anything.
         per_row: the loss is (B,); else one value () for the batch.
+        on_mixed: what the method does with rows that mix two examples.
     """
 
     name: str
@@ -174,6 +187,7 @@ class Method:
     default_topk: int | None = None
     make_context: Prepare | None = None
     per_row: bool = True
+    on_mixed: OnMixedViews = HARD_PART
 
     def __call__(
         self,
@@ -206,9 +220,12 @@ class Method:
 
         Raises:
             ConfigError: a value is out of range, or targets or context are missing.
-            IncompatibleError: student and targets have different classes or rows.
+            IncompatibleError: student and targets have different classes or rows, or the rows are mixed and the method
+                is not defined on them.
         """
         values = self.checked_options(options or {})
+        if targets is not None and targets.mix is not None:
+            self.on_mixed.check(self.name, values)
         self._check_batch(student_logits, targets, labels)
         student = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
         if mask is not None and self.per_row:
@@ -228,10 +245,22 @@ class Method:
             second=None if second is None else (second[0].to(student.dtype), second[1]),
         )
         with torch.autocast(device_type=student.device.type, enabled=False):
-            loss = self.loss(inputs)
+            loss = self._of_each_label(inputs)
         if mask is not None and self.per_row:
             loss = torch.where(mask, loss, 0.0)
         return loss
+
+    def _of_each_label(self, inputs: LossInputs) -> Tensor:
+        """The loss; on mixed rows of a method built on the label, both labels' losses weighted by lambda."""
+        mix = None if inputs.soft is None else inputs.soft.mix
+        if mix is None or inputs.soft is None or not self.on_mixed.each_label:
+            return self.loss(inputs)
+        own = replace(inputs.soft, mix=None)
+        # without needs a loss reads nothing of the teacher, so nothing about the partner has to be known either
+        other = seen_from_partner(inputs.soft) if self.needs else replace(own, label=mix.partner_label)
+        first = self.loss(replace(inputs, soft=own))
+        second = self.loss(replace(inputs, soft=other, labels=mix.partner_label))
+        return torch.lerp(second, first, mix.weight.to(first.dtype))
 
     def prepare(
         self,

@@ -11,6 +11,7 @@ from kdcache.errors import ConfigError
 from kdcache.targets import batchwise, decoupled, response, sampled, transformed
 from kdcache.targets.divergence import TAILS
 from kdcache.targets.method import Method
+from kdcache.targets.mixed import EACH_LABEL, HARD_PART, refused
 from kdcache.targets.options import Option, choice, number, numbers
 
 HEAD = ("topk_index", "topk_log_prob", "tail", "label_log_prob")
@@ -60,6 +61,7 @@ DKD = (
     Option(name="warmup_epochs", default=20.0, check=number(0), help="dkd: epochs over which the soft part grows"),
 )
 SOFT_WEIGHT = Option(name="soft_weight", default=1.0, check=number(0), help="w: weight of the soft part")
+DECOUPLED = "it sets the label apart from all other classes, and of a mix the partner's class is most of the others"
 TANG = "Tang et al. 2020, arXiv:2002.03532"
 YUAN = "Yuan et al. 2020, arXiv:1909.11723"
 ZHENG = "Zheng and Yang 2024, arXiv:2402.11148"
@@ -79,6 +81,7 @@ _TABLE = (
         source="standard",
         status="standard",
         loss=response.ce_loss,
+        on_mixed=EACH_LABEL,
     ),
     Method(
         name="ls",
@@ -87,6 +90,7 @@ _TABLE = (
         source="Szegedy et al. 2016, arXiv:1512.00567",
         status="standard",
         loss=response.ls_loss,
+        on_mixed=EACH_LABEL,
         options=(Option(name="smoothing", default=0.1, check=number(0, 1), help="eps: mass spread over all classes"),),
     ),
     Method(
@@ -124,6 +128,7 @@ _TABLE = (
         source=TANG,
         status="recalled",
         loss=response.kd_pt_loss,
+        on_mixed=EACH_LABEL,
         needs=HEAD,
         options=(HARD_SMOOTHING,),
         exact_below_full_k=False,
@@ -137,6 +142,7 @@ _TABLE = (
         source=TANG,
         status="recalled; similarity=mean is ours",
         loss=response.kd_sim_loss,
+        on_mixed=EACH_LABEL,
         options=(*SIMILARITY, HARD_SMOOTHING),
         default_temperature=1.0,
         default_alpha=0.9,
@@ -149,6 +155,7 @@ _TABLE = (
         source=TANG,
         status="recalled; the linear mix's temperatures and mix=split are ours",
         loss=response.kd_pt_sim_loss,
+        on_mixed=EACH_LABEL,
         needs=HEAD,
         options=(
             Option(name="mix", default="linear", check=choice("linear", "split"), help="two terms, or one target"),
@@ -168,6 +175,7 @@ _TABLE = (
         source=YUAN,
         status="code",
         loss=transformed.tfkd_reg_loss,
+        on_mixed=EACH_LABEL,
         options=(
             Option(name="correct", default=0.99, check=number(0, 1), help="the virtual teacher's confidence"),
             Option(name="soft_weight", default=1.0, check=number(0), help="w; the paper's multiplier divided by K"),
@@ -197,6 +205,7 @@ _TABLE = (
         source="Zhao et al. 2022, arXiv:2203.08679",
         status="code",
         loss=decoupled.dkd_loss,
+        on_mixed=refused(DECOUPLED),
         needs=HEAD,
         options=(*DKD, hard_weight(1.0), HARD_SMOOTHING),
         exact_below_full_k=False,
@@ -209,6 +218,7 @@ _TABLE = (
         source="Yang et al. 2023, arXiv:2303.13005",
         status="code",
         loss=decoupled.nkd_loss,
+        on_mixed=refused(DECOUPLED),
         needs=HEAD,
         options=(
             Option(name="gamma", default=1.5, check=number(0), help="weight of the other classes"),
@@ -225,6 +235,7 @@ _TABLE = (
         source="Sun et al. 2024, arXiv:2403.01427",
         status="code; weights recalled",
         loss=transformed.lskd_loss,
+        on_mixed=dataclasses.replace(HARD_PART, refused_options=(("base", "dkd", DECOUPLED),)),
         needs=HEAD,
         options=(
             Option(name="base", default="kd", check=choice("kd", "dkd"), help="the method that is wrapped"),

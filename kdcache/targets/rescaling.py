@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdcache.errors import IncompatibleError
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.split import log_label_probs, student_label_log_probs
 
@@ -31,7 +32,15 @@ def gradient_rescaling(student_logits: Tensor, targets: SoftTargets, *, temperat
 
     Returns:
         (B,) float, no unit.
+
+    Raises:
+        IncompatibleError: the rows mix two examples: the factor is about the one label that is true.
     """
+    if targets.mix is not None:
+        raise IncompatibleError(
+            "gradient rescaling is the factor on the true label's gradient; these rows mix two examples and have two",
+            hint="look at it on a store without mixup and cutmix",
+        )
     logits = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
     log_p, log_other_p = log_label_probs(targets, temperature)
     log_q, log_other_q = student_label_log_probs(logits, targets.label, temperature)

@@ -55,7 +55,7 @@ def kd_divergence(
     if chosen == "uniform":
         return divergence.uniform_kl(logits, targets, temperature)
     if chosen == "prior":
-        return divergence.prior_kl(logits, targets, temperature, inputs.similarity().rows(targets.label))
+        return divergence.prior_kl(logits, targets, temperature, inputs.similarity_rows())
     if chosen == "decoupled":
         return divergence.decoupled_kl(logits, targets, temperature, head_weight=inputs.number("head_weight"))
     if chosen == "renormalised":

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.targets.method import StoreColumns
+from kdcache.targets.mixed import seen_from_partner
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.split import log_label_probs, split_teacher
 
@@ -119,7 +120,7 @@ def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
     """R[y, :] = mean of p^T over the rows of class y, the tail's mass spread evenly; a class without rows is uniform.
 
     Raises:
-        IncompatibleError: K is too large for a (K, K) matrix.
+        IncompatibleError: K is too large for a (K, K) matrix, or the store's views mix two examples.
     """
     classes = store.num_classes
     if classes > LARGEST_MATRIX:
@@ -129,6 +130,11 @@ def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
         )
     total: Tensor | None = None
     for targets in store.batches():
+        if targets.mix is not None:
+            raise IncompatibleError(
+                "similarity=mean takes the teacher's mean opinion of each class, and the store's views mix two classes",
+                hint="use similarity=weights, or a store without mixup and cutmix",
+            )
         if total is None:
             total = torch.zeros(classes, classes, dtype=torch.float64, device=targets.device)
         add_class_means(total, targets, temperature)
@@ -157,10 +163,13 @@ def add_class_means(total: Tensor, targets: SoftTargets, temperature: float) -> 
 
 
 def mean_confidence(store: StoreColumns, temperature: float) -> float:
-    """Mean of the teacher's p_y^T over the store's rows."""
+    """Mean of the teacher's p_y^T over the store's rows; of mixed rows, of both labels together."""
     total, rows = 0.0, 0
     for targets in store.batches():
         total += float(log_label_probs(targets, temperature)[0].double().exp().sum())
+        if targets.mix is not None:
+            other = log_label_probs(seen_from_partner(targets), temperature)[0].double().exp()
+            total += float(other[targets.mix.partner_label != targets.label].sum())
         rows += len(targets)
     if rows == 0:
         raise IncompatibleError("the store has no rows to take the teacher's confidence from")

@@ -11,6 +11,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelMix:
+    """The second label of rows that show two examples, mixed in pixels (mixup) or by a pasted box (cutmix).
+
+    Attributes:
+        partner_label: (B,) int64, the partner row's ground truth.
+        weight: (B,) float32 lambda in [0, 1], the share of the row's own label; 1 where nothing was mixed.
+        partner_log_prob: (B,) float32, the teacher's log p of the partner's label, in nats; None where it is not kept.
+    """
+
+    partner_label: Tensor
+    weight: Tensor
+    partner_log_prob: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> LabelMix:
+        """The mix with every field changed alike."""
+        kept = self.partner_log_prob
+        return LabelMix(
+            partner_label=change(self.partner_label),
+            weight=change(self.weight),
+            partner_log_prob=None if kept is None else change(kept),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SoftTargets:
     """What a store knows about B rows of one view.
 
@@ -26,6 +50,7 @@ class SoftTargets:
         num_classes: K.
         sample_index: (B, m) int64 or None, distinct classes drawn from p at T=1 (rskd); unused places repeat class 0.
         sample_count: (B, m) float or int or None, how often each was drawn; 0 in unused places.
+        mix: the second label of rows that mix two examples, whose opinion this is; None where every row is one example.
     """
 
     index: Tensor
@@ -36,6 +61,7 @@ class SoftTargets:
     num_classes: int
     sample_index: Tensor | None = None
     sample_count: Tensor | None = None
+    mix: LabelMix | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -78,4 +104,5 @@ class SoftTargets:
             num_classes=self.num_classes,
             sample_index=None if self.sample_index is None else change(self.sample_index),
             sample_count=None if self.sample_count is None else change(self.sample_count),
+            mix=None if self.mix is None else self.mix.each(change),
         )
