@@ -37,6 +37,7 @@ def command(*, name: str | None, as_json: bool) -> None:
         ("source", method.source),
         ("status", method.status),
         ("needs", ", ".join(method.needs) or "nothing of each row"),
+        ("mixed views", str(method.on_mixed)),
         ("--temperature", "none" if method.default_temperature is None else f"default {method.default_temperature:g}"),
         ("--alpha", "none" if method.default_alpha is None else f"default {method.default_alpha:g}"),
         *[(f"--set {item.name}=", _option_help(item)) for item in method.options],
@@ -55,4 +56,5 @@ def _document(method: Method) -> dict[str, Any]:
         {"name": item.name, "default": item.default, "expected": item.check.expected, "help": item.help}
         for item in method.options
     ]
-    return {**{name: getattr(method, name) for name in plain}, "options": options}
+    shown = {name: getattr(method, name) for name in plain}
+    return {**shown, "on_mixed": str(method.on_mixed), "refused_on_mixed": method.on_mixed.refused, "options": options}

@@ -34,6 +34,9 @@ class OnMixedViews:
     refused: str = ""
     refused_options: tuple[tuple[str, str, str], ...] = ()
 
+    def __str__(self) -> str:
+        return "; ".join([self.summary, *(f"{name}={value} is refused" for name, value, _ in self.refused_options)])
+
     def check(self, method: str, options: Mapping[str, object]) -> None:
         """Refuse mixed rows where the method is not defined on them.
 
