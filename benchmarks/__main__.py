@@ -10,7 +10,17 @@ import sys
 import time
 from pathlib import Path
 
-NOT_BENCHES = {"__init__", "__main__", "machine", "logits"}
+NOT_BENCHES = {
+    "__init__",
+    "__main__",
+    "machine",
+    "logits",
+    "live",
+    "cifar20",
+    "faithfulness_report",
+    "faithfulness_gradient",
+}
+LONG = {"faithfulness"}  # hours: run only when named
 
 
 def main() -> int:
@@ -21,7 +31,7 @@ def main() -> int:
         print(f"no benchmark {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     failed = []
-    for name in sys.argv[1:] or known:
+    for name in sys.argv[1:] or [name for name in known if name not in LONG]:
         print(f"== {name}", file=sys.stderr, flush=True)
         started = time.monotonic()
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 @option(
     "--eval-store", metavar="STORE", default="", help="Store over those rows, to measure agreement with the teacher."
 )
+@option("--views", kind=click.IntRange(min=1), metavar="V", help="Train on the first V stored views; otherwise all.")
+@option(
+    "--view-order",
+    kind=click.Choice(["cycle", "random"]),
+    default="cycle",
+    help="Which view an epoch shows: epoch mod V, or a fresh order of all V every V epochs.",
+)
 @option("--seed", kind=CommaList(int), default="0", help="One or several: 0,1,2. Weights, order, augmentation.")
 @training_options
 @json_option

@@ -24,6 +24,8 @@ class DistillConfig(TrainingOptions):
         dataset: card name, card.toml or file.py:factory; "" is what the store names.
         eval_split: rows to evaluate on.
         eval_store: a store over the evaluation rows, to measure agreement with the teacher there.
+        views: how many of the stored views to train on, the first ones; None is all.
+        view_order: "cycle" (epoch e shows view e mod V) or "random" (a fresh order of all V views every V epochs).
     """
 
     store: str = ""
@@ -37,6 +39,8 @@ class DistillConfig(TrainingOptions):
     data_root: Path | None = None
     eval_split: str = ""
     eval_store: str = ""
+    views: int | None = None
+    view_order: str = "cycle"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ from kdcache.training.setup import (
 from kdcache.version import __version__
 from kdcache.views.canary import check_canaries
 from kdcache.views.policy import ViewPolicy
+from kdcache.views.sampling import view_for_epoch
 
 ROWS_READ_FIRST = 512  # of file-backed data; the others are compared as they pass in the first epoch
 
@@ -175,6 +176,8 @@ class DistillPlan:
                 "content_digest": manifest.dataset.content_digest,
                 "store_key": manifest.store_key,
                 "store_root_digest": manifest.root_digest,
+                "views": self._num_views,
+                "view_order": self._config.view_order,
                 "processes": self._processes.world_size,
             }
         )
@@ -219,9 +222,24 @@ class DistillPlan:
                     "and the student must see the pixels the teacher saw",
                     hint="leave --augment out",
                 )
-            return ViewPolicy.from_spec(spec), lambda epoch: epoch % count
+            return ViewPolicy.from_spec(spec), self._chosen_views(count)
+        self._chosen_views(count)
         policy = random_augmentation(augment, seed=self._config.seed)
         return policy, lambda epoch: epoch
+
+    def _chosen_views(self, stored: int) -> Callable[[int], int]:
+        """Which stored view an epoch shows."""
+        asked, order, seed = self._config.views, self._config.view_order, self.training.seed
+        if asked is not None and asked < 1:
+            raise ConfigError(f"views: expected at least 1, found {asked}")
+        if asked is not None and asked > stored:
+            raise IncompatibleError(
+                f"{self.store.location}: {asked} views asked for, the store holds {stored}",
+                hint=f"use --views {stored} or less, or dump more with kdcache dump-teacher --views {asked}",
+            )
+        self._num_views = asked or stored
+        view_for_epoch(0, self._num_views, order=order, seed=seed)  # an unknown order is refused here, not later
+        return lambda epoch: view_for_epoch(epoch, self._num_views, order=order, seed=seed)
 
     def _check_views(self) -> None:
         """Replay the store's canary views: the student must see the pixels the teacher saw."""
