@@ -10,7 +10,11 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.progress import note
 
-_BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 names, then Arm's
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_UNITS = {  # flags in /proc/cpuinfo: x86 names, then Arm's
+    "bf16": {"amx_bf16", "avx512_bf16", "bf16"},
+    "fp16": {"amx_fp16", "avx512_fp16", "fphp", "asimdhp"},
+}
 
 
 def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -33,24 +37,39 @@ def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
 
 
 def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The context of a forward pass: "none" is plain float32, "bf16" is autocast."""
+    """The context of a forward pass: "none" is plain float32, "bf16" and "fp16" are autocast."""
     if amp == "none":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=_AUTOCAST[amp])
 
 
-def warn_if_bf16_is_slow(amp: str, device: torch.device) -> None:
-    """Say so when bf16 was asked for on a processor without bf16 units, where it is emulated.
+def gradient_scaler(amp: str, device: torch.device) -> torch.amp.GradScaler | None:
+    """What keeps fp16 gradients above its smallest number (6e-8); None for "none" and "bf16", which need none.
+
+    Raises:
+        ConfigError: torch scales no gradients on this kind of device.
+    """
+    if amp != "fp16":
+        return None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"amp 'fp16' needs a CUDA device or the CPU, found {device.type}", hint="--amp none")
+    return torch.amp.GradScaler(device.type)
+
+
+def warn_if_amp_is_slow(amp: str, device: torch.device) -> None:
+    """Say so when bf16 or fp16 was asked for on a processor without units for it, where it is emulated.
 
     Measured on such a machine (Ice Lake, 2 cores): wrn-16-2 trains 10 images/s in bf16 and 30-90 in float32.
     """
-    if amp == "bf16" and device.type == "cpu" and not _cpu_features() & _BF16_UNITS:
-        note("bf16 is emulated here (no AMX or AVX512-BF16): several times slower than float32; leave --amp out")
+    if amp in _UNITS and device.type == "cpu" and not _cpu_features() & _UNITS[amp]:
+        what = {"bf16": "no AMX or AVX512-BF16", "fp16": "no AVX512-FP16"}[amp]
+        note(f"{amp} is emulated here ({what}): several times slower than float32; leave --amp out")
 
 
 def _cpu_features() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set(_BF16_UNITS)  # not Linux: nothing is known, so nothing is said
-    return next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set(_BF16_UNITS))
+        lines = []
+    every = set().union(*_UNITS.values())  # not Linux: nothing is known, so nothing is said
+    return next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), every)

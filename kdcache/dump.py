@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdcache.canonical import to_json
-from kdcache.devices import choose_device, warn_if_bf16_is_slow
+from kdcache.devices import choose_device, warn_if_amp_is_slow
 from kdcache.dump_plan import DumpConfig, DumpPlan, new_manifest, plan_dump
 from kdcache.progress import note
 from kdcache.specs import StoreManifest
@@ -60,7 +60,7 @@ def dump_teacher(config: DumpConfig) -> DumpResult:
         return _result(plan.location, plan.found.manifest, reused=True, rows=0, seconds=0.0)
     started = time.perf_counter()
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
-    warn_if_bf16_is_slow(config.amp, teacher.device)
+    warn_if_amp_is_slow(config.amp, teacher.device)
     manifest = new_manifest(config, plan, teacher)
     run = TeacherRun(plan.source, teacher, manifest.codec, plan.policy, workers=config.workers)
     quality = run.probe(batch_size=config.batch_size)

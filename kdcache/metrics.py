@@ -5,13 +5,31 @@ Sums are kept on the device and added over processes, so that every row counts o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv:1706.04599
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Reliability of a classifier in bins of its confidence (the probability of the class it names).
+
+    Attributes:
+        edges: n + 1 rising bounds from 0 to 1; bin i is (edges[i], edges[i + 1]].
+        confidence: mean confidence of the rows in each bin; None in an empty bin.
+        accuracy: share of them that are right; None in an empty bin.
+        count: rows in each bin.
+    """
+
+    edges: Sequence[float]
+    confidence: Sequence[float | None]
+    accuracy: Sequence[float | None]
+    count: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +42,7 @@ class Evaluation:
         nll: mean negative log-probability of the label, nats.
         ece: expected calibration error, 15 equal bins of confidence, in [0, 1].
         agreement: share of rows where student and teacher name the same class; None without a teacher's opinion.
+        calibration: what `ece` sums up, for a reliability diagram; None in checkpoints of before it was kept.
     """
 
     rows: int
@@ -32,6 +51,18 @@ class Evaluation:
     nll: float
     ece: float
     agreement: float | None = None
+    calibration: Calibration | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """The figures that are single numbers and known, by name; without the count of rows."""
+        names = ("top1", "top5", "nll", "ece", "agreement")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Evaluation:
+        """An evaluation from what `dataclasses.asdict` made of it."""
+        kept = document.get("calibration")
+        return cls(**{**document, "calibration": None if kept is None else Calibration(**kept)})
 
 
 class EvaluationSums:
@@ -79,8 +110,25 @@ class EvaluationSums:
         gap = (table[1] - table[2]).abs().sum() / max(rows, 1)
         agreement = float(sums[5] / sums[4]) if sums[4] > 0 else None
         return Evaluation(
-            rows=int(rows), top1=per_row[0], top5=per_row[1], nll=per_row[2], ece=float(gap), agreement=agreement
+            rows=int(rows),
+            top1=per_row[0],
+            top5=per_row[1],
+            nll=per_row[2],
+            ece=float(gap),
+            agreement=agreement,
+            calibration=_calibration(table),
         )
+
+
+def _calibration(table: Tensor) -> Calibration:
+    """From (3, n) sums of rows, confidence and right answers."""
+    bins = list(zip(*table.tolist(), strict=True))
+    return Calibration(
+        edges=[number / len(bins) for number in range(len(bins) + 1)],
+        confidence=[confidence / rows if rows else None for rows, confidence, _ in bins],
+        accuracy=[right / rows if rows else None for rows, _, right in bins],
+        count=[int(rows) for rows, _, _ in bins],
+    )
 
 
 def evaluate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ class ReportRow:
         gain: mean of (accuracy - ce's accuracy with the same seed); None without matching seeds.
         gain_low, gain_high: 95 % t-interval of the gain; None below two pairs.
         pairs: how many seeds match.
-        nll, ece, agreement: means; agreement is None where not measured.
+        nll, ece: means; nll_sd, ece_sd their standard deviations over runs, None for one run.
+        agreement: mean over the runs that measured it, on the evaluation rows (--eval-store); None where none did.
+        train_agreement: the same on the training rows while training; None for methods without a teacher.
         seconds: mean time of training steps.
     """
 
@@ -48,8 +50,11 @@ class ReportRow:
     gain_high: float | None
     pairs: int
     nll: float
+    nll_sd: float | None
     ece: float
+    ece_sd: float | None
     agreement: float | None
+    train_agreement: float | None
     seconds: float
 
 
@@ -99,7 +104,18 @@ def compare_runs(places: Sequence[str | Path]) -> list[ReportRow]:
 
 def text_table(rows: Sequence[ReportRow]) -> str:
     """The rows as aligned text, accuracies in percent."""
-    header = ("method", "n", "accuracy %", "sd", "gain over ce [95 %]", "NLL", "ECE", "agreement", "seconds")
+    header = (
+        "method",
+        "n",
+        "accuracy %",
+        "sd",
+        "gain over ce [95 %]",
+        "NLL",
+        "ECE",
+        "agreement",
+        "on train",
+        "seconds",
+    )
     body = [
         (
             row.label,
@@ -107,9 +123,10 @@ def text_table(rows: Sequence[ReportRow]) -> str:
             f"{100 * row.accuracy:.2f}",
             "-" if row.accuracy_sd is None else f"{100 * row.accuracy_sd:.2f}",
             _gain_text(row),
-            f"{row.nll:.3f}",
-            f"{row.ece:.3f}",
+            _with_sd(row.nll, row.nll_sd),
+            _with_sd(row.ece, row.ece_sd),
             "-" if row.agreement is None else f"{100 * row.agreement:.1f}",
+            "-" if row.train_agreement is None else f"{100 * row.train_agreement:.1f}",
             f"{row.seconds:.1f}",
         )
         for row in rows
@@ -161,25 +178,52 @@ def _baseline(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[int, fl
 
 def _row(label: str, runs: Sequence[Mapping[str, Any]], baseline: Mapping[int, float]) -> ReportRow:
     accuracies = [float(run["accuracy"]) for run in runs]
+    nlls, eces = [float(run["nll"]) for run in runs], [float(run["ece"]) for run in runs]
     method = str(runs[0]["method"])
     gains = [run["accuracy"] - baseline[run["seed"]] for run in runs if run["seed"] in baseline and method != BASELINE]
     interval = t_interval(gains)
-    agreements = [run["agreement"] for run in runs if run.get("agreement") is not None]
     return ReportRow(
         label=label,
         method=method,
         runs=len(runs),
         accuracy=statistics.fmean(accuracies),
-        accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
+        accuracy_sd=_sd(accuracies),
         gain=statistics.fmean(gains) if gains else None,
         gain_low=interval[0] if interval else None,
         gain_high=interval[1] if interval else None,
         pairs=len(gains),
-        nll=statistics.fmean(float(run["nll"]) for run in runs),
-        ece=statistics.fmean(float(run["ece"]) for run in runs),
-        agreement=statistics.fmean(agreements) if agreements else None,
+        nll=statistics.fmean(nlls),
+        nll_sd=_sd(nlls),
+        ece=statistics.fmean(eces),
+        ece_sd=_sd(eces),
+        agreement=_mean_of_known(map(_test_agreement, runs)),
+        train_agreement=_mean_of_known(map(_train_agreement, runs)),
         seconds=statistics.fmean(float(run["seconds"]) for run in runs),
     )
+
+
+def _test_agreement(run: Mapping[str, Any]) -> float | None:
+    """Agreement on the evaluation rows; older runs without an --eval-store put that of the training rows there."""
+    return run.get("agreement") if run.get("agreement_on") != run.get("split") else None
+
+
+def _train_agreement(run: Mapping[str, Any]) -> float | None:
+    if run.get("agreement_on") == run.get("split"):
+        return run.get("agreement")
+    return run.get("train_agreement")
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _with_sd(mean: float, sd: float | None) -> str:
+    return f"{mean:.3f}" if sd is None else f"{mean:.3f} +-{sd:.3f}"
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _gain_text(row: ReportRow) -> str:

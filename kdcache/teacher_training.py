@@ -96,7 +96,7 @@ def train_teacher(config: TeacherConfig) -> TeacherResult:
     """
     with joined_processes(config.device) as processes:
         plan = _Plan(config, processes)
-        folder = RunFolder(plan.folder, writes=processes.is_first)
+        folder = RunFolder(plan.folder, writes=processes.is_first, keep_every=config.keep_every)
         weights = folder.path / "last.safetensors"
         decides = plan.decides()
         if config.resume and (finished := folder.result()) is not None:
@@ -118,7 +118,7 @@ def train_teacher(config: TeacherConfig) -> TeacherResult:
             resume=config.resume,
             provenance={"recipe": "train-teacher", "kdcache": __version__, **decides},
         )
-        figures = _figures(decides, trained, model)
+        figures = _figures(decides, plan.training, trained, model)
         folder.finish(figures)
         processes.wait()
     return TeacherResult(folder=folder.path, weights=weights, figures=figures)
@@ -178,7 +178,7 @@ class _Plan:
                 "model": self._model,
                 "method": self.objective.method.name,
                 "options": self.objective.options,
-                "training": asdict(self.training),
+                "training": self.training.decides(),
                 "augment": self._policy.spec() if self._policy is not None else None,
                 "dataset": self._config.dataset,
                 "split": self._split,
@@ -190,23 +190,15 @@ class _Plan:
         return content
 
 
-def _figures(decides: Mapping[str, Any], trained: TrainingResult, model: BuiltModel) -> dict[str, Any]:
+def _figures(
+    decides: Mapping[str, Any], training: TrainingConfig, trained: TrainingResult, model: BuiltModel
+) -> dict[str, Any]:
     """result.json."""
     plain = {name: value for name, value in decides.items() if name != "training"}
     return {
         **plain,
-        "accuracy": trained.last.top1,
-        "accuracy_best": trained.best.top1,
-        "best_epoch": trained.best_epoch,
-        "top5": trained.last.top5,
-        "nll": trained.last.nll,
-        "ece": trained.last.ece,
-        "train_loss": trained.train.get("train_loss"),
-        "train_accuracy": trained.train.get("train_accuracy"),
-        "seconds": trained.seconds,
-        "steps": trained.steps,
-        "test_rows": trained.last.rows,
+        **trained.figures(),
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
         "kdcache": __version__,
-        **decides["training"],
+        **asdict(training),
     }

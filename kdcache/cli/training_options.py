@@ -13,6 +13,7 @@ from kdcache.cli.options import option
 F = TypeVar("F", bound=Callable[..., Any])
 
 _COUNT = click.IntRange(min=1)
+_FROM_0 = click.IntRange(min=0)
 _SHARED = (
     option("--data-root", kind=click.Path(path_type=Path), metavar="DIR", help="Folder with the data set's files."),
     option("--epochs", kind=_COUNT, metavar="N", help="Passes over the data; otherwise the card's."),
@@ -26,13 +27,23 @@ _SHARED = (
     option("--clip-grad", kind=float, metavar="NORM", help="Largest global gradient norm; 0 is off."),
     option("--accumulate", kind=_COUNT, metavar="PIECES", help="Pieces a batch is cut into, to save memory."),
     option("--ema", kind=float, metavar="DECAY", help="Average of the weights that is evaluated and saved; 0 is off."),
-    option("--amp", metavar="MODE", help="none or bf16 autocast."),
+    option("--amp", metavar="MODE", help="Arithmetic of the forward pass: none (float32), bf16 or fp16 autocast."),
     option("--channels-last/--no-channels-last", help="Memory layout of images and convolutions."),
     option("--compile/--no-compile", help="Use torch.compile."),
     option("--eval-every", kind=_COUNT, metavar="EPOCHS", help="Epochs between evaluations."),
+    option(
+        "--early-stop", kind=_FROM_0, metavar="EPOCHS", help="End after so many epochs without a better one; 0 is off."
+    ),
+    option(
+        "--keep-every",
+        kind=_FROM_0,
+        default=0,
+        metavar="EPOCHS",
+        help="Keep the weights of each n-th epoch; 0 is off.",
+    ),
     option("--augment", metavar="POLICY", help="Random augmentation of training inputs; none is off."),
     option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
-    option("--workers", kind=click.IntRange(min=0), default=0, metavar="N", help="Processes that decode files."),
+    option("--workers", kind=_FROM_0, default=0, metavar="N", help="Processes that decode files."),
     option("--out", metavar="DIR", default="", help="Run folder; otherwise under kdcache-runs/ here."),
     option("--resume", is_flag=True, default=False, help="Continue where the last checkpoint stands."),
 )

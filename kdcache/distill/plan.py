@@ -168,7 +168,7 @@ class DistillPlan:
                 else None,
                 "alpha": self._method.checked_alpha(self._alpha) if self._method.default_alpha is not None else None,
                 "options": self._method.checked_options(self._options),
-                "training": asdict(self.training),
+                "training": self.training.decides(),
                 "augment": self._policy.spec() if self._policy is not None else None,
                 "dataset": self._dataset,
                 "split": self._split,
@@ -186,31 +186,21 @@ class DistillPlan:
     def figures(self, trained: TrainingResult) -> dict[str, Any]:
         """result.json."""
         decided = self.decides()
-        training = decided.pop("training")
-        on_test = trained.last.agreement is not None
+        del decided["training"]
+        agreement = trained.last.agreement
         return {
             **decided,
-            "accuracy": trained.last.top1,
-            "accuracy_best": trained.best.top1,
-            "best_epoch": trained.best_epoch,
-            "top5": trained.last.top5,
-            "nll": trained.last.nll,
-            "ece": trained.last.ece,
-            "agreement": trained.last.agreement if on_test else trained.train.get("train_agreement"),
-            "agreement_on": self._eval_split if on_test else self._split,
-            "train_loss": trained.train.get("train_loss"),
-            "train_accuracy": trained.train.get("train_accuracy"),
+            **trained.figures(),
+            "agreement": agreement,
+            "agreement_on": None if agreement is None else self._eval_split,
             "train_agreement": trained.train.get("train_agreement"),
             "rescaling": {name: value for name, value in trained.train.items() if not name.startswith("train_")},
-            "seconds": trained.seconds,
-            "steps": trained.steps,
             "rows": self.store.num_rows,
-            "test_rows": trained.last.rows,
             "parameters": sum(parameter.numel() for parameter in self.student.module.parameters()),
             "method_facts": dict(self.objective.context.facts or {}),
             "store": self.store.location,
             "kdcache": __version__,
-            **training,
+            **asdict(self.training),
         }
 
     def _views(self, augment: str | None) -> tuple[ViewPolicy | None, Callable[[int], int]]:

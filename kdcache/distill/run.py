@@ -21,7 +21,7 @@ def distill(config: DistillConfig) -> RunResult:
     """
     with joined_processes(config.device) as processes:
         plan = DistillPlan(config, processes)
-        folder = RunFolder(plan.folder, writes=processes.is_first)
+        folder = RunFolder(plan.folder, writes=processes.is_first, keep_every=config.keep_every)
         if config.resume and (finished := folder.result()) is not None:
             folder.start(plan.decides(), resume=True)
             note(f"{folder.path}: this run is finished; nothing was trained")

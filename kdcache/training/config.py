@@ -18,8 +18,9 @@ from kdcache.nearest import did_you_mean
 _CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("cosine", "step", "constant"),
-    "amp": ("none", "bf16"),
+    "amp": ("none", "bf16", "fp16"),
 }
+_LATER = {"early_stop": 0}  # settings added after the first runs, and their value when off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,13 @@ class TrainingConfig:
         clip_grad: largest global gradient norm; 0 is off.
         accumulate: pieces a batch is cut into, for memory; the order of rows does not change.
         ema: decay of an exponential average of the weights, which is then what is evaluated and saved; 0 is off.
-        amp: "none" (float32) or "bf16" autocast of the forward pass; the loss is always float32.
+        amp: "none" (float32), "bf16" or "fp16" autocast of the forward pass; the loss is always float32, and with fp16
+            it is scaled so that small gradients survive.
         channels_last: memory layout of images and convolutions.
         compile: use torch.compile.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
+        early_stop: epochs without a better test top-1 after which the run ends; 0 is off. The stop is chosen on the
+            rows it is measured on, so last and best are then both optimistic.
         seed: initial weights, order, augmentation and dropout.
     """
 
@@ -58,10 +62,11 @@ class TrainingConfig:
     clip_grad: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
-    amp: Literal["none", "bf16"] = "none"
+    amp: Literal["none", "bf16", "fp16"] = "none"
     channels_last: bool = False
     compile: bool = False
     eval_every: int = 1
+    early_stop: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +80,7 @@ class TrainingConfig:
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"lr: expected a positive number, found {self.lr}")
-        for name in ("weight_decay", "clip_grad", "warmup_epochs"):
+        for name in ("weight_decay", "clip_grad", "warmup_epochs", "early_stop"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}: expected 0 or more, found {getattr(self, name)}")
         for name in ("momentum", "ema"):
@@ -85,6 +90,14 @@ class TrainingConfig:
             raise ConfigError(f"milestones: expected shares of the run between 0 and 1, found {self.milestones}")
         if self.seed < 0:
             raise ConfigError(f"seed: expected 0 or more, found {self.seed}")
+
+    def decides(self) -> dict[str, Any]:
+        """What decides the weights, as config.json keeps it.
+
+        Settings that came later are left out while they are off: a run started before them can still be resumed.
+        """
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if name not in _LATER or value != _LATER[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +113,7 @@ class TrainingOptions:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         workers: processes that decode files; 0 reads in this process.
         augment: random augmentation of training inputs, a view policy's name; "none" is off.
+        keep_every: keep the weights of every n-th epoch in the run folder, each directly a `--weights`; 0 is off.
     """
 
     epochs: int | None = None
@@ -117,12 +131,14 @@ class TrainingOptions:
     channels_last: bool | None = None
     compile: bool | None = None
     eval_every: int | None = None
+    early_stop: int | None = None
     seed: int = 0
     out: str = ""
     resume: bool = False
     device: str = "auto"
     workers: int = 0
     augment: str | None = None
+    keep_every: int = 0
 
     def training(self, defaults: Mapping[str, Any]) -> TrainingConfig:
         """The settings that run: given here, else in `defaults` (a data card's), else `TrainingConfig`'s own.

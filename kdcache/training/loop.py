@@ -1,9 +1,8 @@
 """The training loop: plain PyTorch, one optimizer step per batch, one checkpoint per epoch.
 
 Order, augmentation, learning rate and dropout are pure functions of (seed, epoch, step), so an epoch depends only on
-the checkpoint before it: a run killed anywhere and resumed ends with the same bits on a CPU. Several processes add
-their gradients up themselves (no wrapper): every step then equals the step of one process on the whole batch, whatever
-the shares, and parameters of a method are treated like the model's.
+the checkpoint before it: a run killed anywhere and resumed ends with the same bits on a CPU. How a loss becomes new
+weights, also over several processes, is in `update`.
 """
 
 from __future__ import annotations
@@ -13,33 +12,27 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from kdcache.devices import autocast, warn_if_bf16_is_slow
+from kdcache.canonical import to_json
+from kdcache.devices import autocast, warn_if_amp_is_slow
 from kdcache.errors import NumericError
 from kdcache.metrics import Evaluation
 from kdcache.progress import Progress, note
 from kdcache.seeding import torch_seed_for
 from kdcache.training.batch import Batch, TrainingFeed
-from kdcache.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    pack_optimizer,
-    save_checkpoint,
-    unpack_optimizer,
-    with_prefix,
-    without_prefix,
-)
+from kdcache.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from kdcache.training.config import TrainingConfig
 from kdcache.training.objective import Objective
-from kdcache.training.optim import WeightAverage, build_optimizer, learning_rate, set_learning_rate
-from kdcache.training.processes import Processes
+from kdcache.training.optim import learning_rate
+from kdcache.training.processes import Processes, average_buffers
 from kdcache.training.rescaling_sample import RescalingSample
 from kdcache.training.runs import RunFolder
 from kdcache.training.tally import EpochTally, figures
+from kdcache.training.update import Update
 
 SMALL_MODEL = 50_000  # parameters
 
@@ -56,6 +49,7 @@ class TrainingResult:
             rescaling).
         seconds: time in training steps alone, over all epochs and sessions.
         steps: optimizer steps in all.
+        epochs: epochs that ran; fewer than asked for when the run stopped early.
     """
 
     last: Evaluation
@@ -64,6 +58,27 @@ class TrainingResult:
     train: dict[str, float | None]
     seconds: float
     steps: int
+    epochs: int
+
+    def figures(self) -> dict[str, Any]:
+        """What result.json says about the run, the last epoch first."""
+        last, best = self.last, self.best
+        return {
+            "accuracy": last.top1,
+            "accuracy_best": best.top1,
+            "best_epoch": self.best_epoch,
+            "epochs_run": self.epochs,
+            "top5": last.top5,
+            "nll": last.nll,
+            "ece": last.ece,
+            "calibration": to_json(last.calibration),
+            "calibration_best": to_json(best.calibration),
+            "test_rows": last.rows,
+            "train_loss": self.train.get("train_loss"),
+            "train_accuracy": self.train.get("train_accuracy"),
+            "seconds": self.seconds,
+            "steps": self.steps,
+        }
 
 
 def train(
@@ -99,9 +114,10 @@ def train(
     if resume:
         run.restore(folder)
     folder.forget_after(run.epochs_done)
-    warn_if_bf16_is_slow(config.amp, processes.device)
+    warn_if_amp_is_slow(config.amp, processes.device)
     with _threads_for(model, processes.device), contextlib.closing(folder):
-        for epoch in range(run.epochs_done, config.epochs):
+        while not run.is_over:
+            epoch = run.epochs_done
             trained = run.train_epoch(epoch)
             evaluation = None
             if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
@@ -124,10 +140,7 @@ class _Run:
         self._objective = objective
         self._config = config
         self._processes = processes
-        extra = tuple(objective.module.parameters()) if objective.module is not None else ()
-        self._parameters = [p for p in (*model.parameters(), *extra) if p.requires_grad]
-        self._optimizer: Optimizer = build_optimizer(model, config, extra=extra)
-        self._average = WeightAverage(model, config.ema) if config.ema else None
+        self._update = Update(model, objective.module, config, processes)
         self.epochs_done = 0
         self._last: Evaluation | None = None
         self._best: Evaluation | None = None
@@ -138,7 +151,19 @@ class _Run:
     @property
     def shown_model(self) -> nn.Module:
         """What is evaluated and saved: the averaged weights where there is an average."""
-        return self._average.module if self._average is not None else self._model
+        return self._update.average.module if self._update.average is not None else self._model
+
+    @property
+    def is_over(self) -> bool:
+        """All epochs ran, or the best is too long ago; a function of the checkpoint, so that a resumed run agrees."""
+        waited = self.epochs_done - self._best_epoch
+        stops = self._config.early_stop > 0 and self._evaluated and waited >= self._config.early_stop
+        return stops or self.epochs_done >= self._config.epochs
+
+    @property
+    def _evaluated(self) -> bool:
+        """Whether the last epoch that ran was evaluated."""
+        return self.epochs_done > 0 and self.epochs_done % self._config.eval_every == 0
 
     def train_epoch(self, epoch: int) -> dict[str, float | None]:
         """All steps of one epoch; figures over all processes."""
@@ -155,31 +180,22 @@ class _Run:
                 looked = self._step(epoch, step, batch, tally, sample)
                 progress.update(batch.global_rows, tally.shown() if looked else None)
         tally.look()
-        _average_buffers(self._model, self._processes)
+        average_buffers(self._model, self._processes)
         trained = {**figures(self._processes.sum(tally.sums())), **sample.figures()}
         self._seconds += time.perf_counter() - started
         return trained
 
     def _step(self, epoch: int, step: int, batch: Batch, tally: EpochTally, sample: RescalingSample) -> bool:
         steps = self._feed.steps
-        set_learning_rate(self._optimizer, learning_rate(self._config, epoch * steps + step, steps))
         looked, sampled = False, sample.wants(step, batch)
         for piece in batch.pieces(self._config.accumulate):
             loss, logits = self._loss(piece, epoch + step / steps, keep_gradient=sampled)
             total = loss.sum() if loss.ndim else loss * piece.counted
-            torch.autograd.backward(
-                total / piece.divisor
-            )  # the sum over pieces and processes is the mean of the whole batch
+            self._update.backward(total / piece.divisor)  # over pieces and processes: the mean of the whole batch
             if sampled:
-                sample.add(logits, piece)
+                sample.add(logits, piece, scale=self._update.loss_scale or 1.0)
             looked |= tally.add(loss, logits, piece)
-        _add_gradients(self._parameters, self._processes)
-        if self._config.clip_grad:
-            nn.utils.clip_grad_norm_(self._parameters, self._config.clip_grad)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._average is not None:
-            self._average.update(self._model, epoch * steps + step)
+        self._update.apply(learning_rate(self._config, epoch * steps + step, steps), epoch * steps + step)
         return looked
 
     def _loss(self, piece: Batch, position: float, *, keep_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -201,7 +217,7 @@ class _Run:
         provenance: dict[str, object],
     ) -> None:
         """Log, save weights, and checkpoint last: a kill before it repeats the epoch with the same outcome."""
-        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters)
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._update.parameters)
         if not finite or (evaluation is not None and not math.isfinite(evaluation.nll)):
             what = "test NLL is" if finite else "weights are"
             raise NumericError(
@@ -214,11 +230,13 @@ class _Run:
         shown = dict(trained)
         if evaluation is not None:
             self._last = evaluation
-            shown |= {f"test_{name}": value for name, value in asdict(evaluation).items() if name != "rows"}
+            shown |= {f"test_{name}": value for name, value in evaluation.scalars().items()}
         rate = learning_rate(self._config, epoch * self._feed.steps, self._feed.steps)
+        shown["loss_scale"] = self._update.loss_scale
         folder.log(epoch + 1, {**shown, "lr": rate, "seconds": self._seconds})
         facts = {**provenance, "epoch": epoch + 1, "figures": {k: v for k, v in shown.items() if v is not None}}
         folder.save_module("last", self.shown_model, facts)
+        folder.keep_epoch(epoch + 1, self.shown_model, facts)
         if evaluation is not None and (self._best is None or evaluation.top1 > self._best.top1):
             self._best, self._best_epoch = evaluation, epoch + 1
             folder.save_module("best", self.shown_model, facts)
@@ -232,14 +250,12 @@ class _Run:
             )
 
     def _checkpoint(self) -> Checkpoint:
-        optimizer, scalars = pack_optimizer(self._optimizer)
-        tensors = {**with_prefix("model", self._model.state_dict()), **optimizer}
-        if self._average is not None:
-            tensors |= with_prefix("average", self._average.state())
+        update, scalars = self._update.pack()
+        tensors = {**with_prefix("model", self._model.state_dict()), **update}
         if self._objective.module is not None:
             tensors |= with_prefix("method", self._objective.module.state_dict())
         numbers = {
-            "optimizer": scalars,
+            **scalars,
             "last": asdict(self._last) if self._last else None,
             "best": asdict(self._best) if self._best else None,
             "best_epoch": self._best_epoch,
@@ -256,13 +272,11 @@ class _Run:
             return
         tensors, numbers = checkpoint.tensors, checkpoint.numbers
         self._model.load_state_dict(without_prefix("model", tensors))
-        unpack_optimizer(self._optimizer, tensors, numbers["optimizer"])
-        if self._average is not None:
-            self._average.module.load_state_dict(without_prefix("average", tensors))
+        self._update.unpack(tensors, numbers)
         if self._objective.module is not None:
             self._objective.module.load_state_dict(without_prefix("method", tensors))
-        self._last = Evaluation(**numbers["last"]) if numbers["last"] else None
-        self._best = Evaluation(**numbers["best"]) if numbers["best"] else None
+        self._last = Evaluation.from_json(numbers["last"]) if numbers["last"] else None
+        self._best = Evaluation.from_json(numbers["best"]) if numbers["best"] else None
         self._best_epoch = numbers["best_epoch"]
         self._train = dict(numbers["train"])
         self._seconds = numbers["seconds"]
@@ -280,6 +294,7 @@ class _Run:
             train=self._train,
             seconds=self._seconds,
             steps=self.epochs_done * self._feed.steps,
+            epochs=self.epochs_done,
         )
 
 
@@ -305,23 +320,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _add_gradients(parameters: list[nn.Parameter], processes: Processes) -> None:
-    """Sum gradients over processes in one message; a parameter without a gradient here counts as zero."""
-    if processes.world_size == 1:
-        return
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = processes.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for parameter, piece in zip(parameters, pieces, strict=True):
-        parameter.grad = piece.view_as(parameter)
-
-
-def _average_buffers(model: nn.Module, processes: Processes) -> None:
-    """Mean of the running statistics: each process saw its own share of the rows."""
-    if processes.world_size == 1:
-        return
-    for buffer in model.buffers():
-        if buffer.dtype.is_floating_point:
-            processes.sum(buffer).div_(processes.world_size)

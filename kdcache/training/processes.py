@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcache.devices import choose_device
 from kdcache.progress import is_quiet, set_quiet
@@ -77,3 +77,12 @@ def joined_processes(device: str) -> Iterator[Processes]:
         set_quiet(was_quiet)
         if not joined_before:
             torch.distributed.destroy_process_group()
+
+
+def average_buffers(model: nn.Module, processes: Processes) -> None:
+    """Replace running statistics by their mean over processes: each saw its own share of the rows."""
+    if processes.world_size == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.dtype.is_floating_point:
+            processes.sum(buffer).div_(processes.world_size)

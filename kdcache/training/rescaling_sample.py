@@ -36,17 +36,18 @@ class RescalingSample:
         """Whether this step is looked at; its logits then need `retain_grad` before the backward pass."""
         return batch.targets is not None and step % self._every == self._first
 
-    def add(self, logits: Tensor, batch: Batch) -> None:
+    def add(self, logits: Tensor, batch: Batch, *, scale: float = 1.0) -> None:
         """Look at a step after its backward pass.
 
         Args:
             logits: (B, K) float with `grad`, the gradient of the summed loss over `batch.divisor`.
             batch: its rows; those that do not count are left out.
+            scale: what the loss was multiplied with before the backward pass (fp16).
         """
         assert logits.grad is not None
         assert batch.targets is not None
         labels = batch.labels if batch.mask is None else torch.where(batch.mask, batch.labels, 0)
-        omega = measured_rescaling(logits.detach(), logits.grad * batch.divisor, labels)
+        omega = measured_rescaling(logits.detach(), logits.grad * (batch.divisor / scale), labels)
         with torch.no_grad():
             confidence = log_label_probs(batch.targets, self._temperature)[0].exp()
         kept = torch.isfinite(omega) if batch.mask is None else torch.isfinite(omega) & batch.mask

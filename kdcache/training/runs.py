@@ -1,6 +1,6 @@
 """The folder of a run: config, metrics per epoch, weights, result. Knows files, not training.
 
-config.json  metrics.jsonl  result.json  last.safetensors + last.json  best.safetensors  state/  tensorboard/
+config.json  metrics.jsonl  result.json  last.safetensors + last.json  best.safetensors  state/  tensorboard/  epochs/
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ class RunFolder:
     Args:
         path: the folder.
         writes: False in processes other than the first, whose calls do nothing.
+        keep_every: keep the weights of every n-th epoch under epochs/; 0 keeps none.
+
+    Raises:
+        ConfigError: `keep_every` is below 0.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, *, writes: bool = True, keep_every: int = 0) -> None:
+        if keep_every < 0:
+            raise ConfigError(f"keep_every: expected 0 or more epochs, found {keep_every}")
         self.path = path
         self.writes = writes
+        self.keep_every = keep_every
         self._board: SummaryWriter | None = None
 
     @property
@@ -93,6 +100,15 @@ class RunFolder:
             save_weights(module, self.path / f"{name}.safetensors", facts)
             self._write(f"{name}.json", facts)
 
+    def keep_epoch(self, epoch: int, module: nn.Module, facts: Mapping[str, Any]) -> None:
+        """Write epochs/epoch-NNNNN.safetensors and .json when `epoch` (from 1) is one of those to keep."""
+        if self.writes and self.keep_every and epoch % self.keep_every == 0:
+            try:
+                (self.path / "epochs").mkdir(exist_ok=True)
+            except OSError as error:
+                raise ResourceError(f"{self.path / 'epochs'}: cannot be created ({error})") from error
+            self.save_module(f"epochs/epoch-{epoch:05d}", module, facts)
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json: the run is complete."""
         self._write("result.json", result)
@@ -146,10 +162,13 @@ def default_run_folder(name: str, *, resume: bool) -> Path:
     return path
 
 
-def _check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any], inside: str = "") -> None:
     for name in sorted({*kept, *asked}):
-        if kept.get(name) != asked.get(name):
+        before, now = kept.get(name), asked.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            _check_same(folder, before, now, f"{inside}{name}.")
+        elif before != now:
             raise IncompatibleError(
-                f"{folder}: the run was started with {name} = {kept.get(name)!r}, now it is {asked.get(name)!r}",
+                f"{folder}: the run was started with {inside}{name} = {before!r}, now it is {now!r}",
                 hint="give the options the run was started with, or another --out",
             )

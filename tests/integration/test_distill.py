@@ -58,7 +58,12 @@ def test_the_run_folder_says_what_was_done(work: Path) -> None:
     assert kept["test_rows"] == 201
     assert kept["rows"] == 300
     assert 0 < kept["seconds"] < 60
-    assert kept["agreement_on"] == "train"
+    assert kept["agreement"] is kept["agreement_on"] is None  # no store over the test rows, so nothing to agree with
+    assert 0 < kept["train_agreement"] <= 1
+    for name, accuracy in (("calibration", "accuracy"), ("calibration_best", "accuracy_best")):
+        bins = kept[name]
+        right = sum(n * share for n, share in zip(bins["count"], bins["accuracy"], strict=True) if n)
+        assert right / 201 == pytest.approx(kept[accuracy])
     assert kept["store_root_digest"]
     weights = read_weights(work / "run" / "last.safetensors")
     assert weights.info.training["store_root_digest"] == kept["store_root_digest"]

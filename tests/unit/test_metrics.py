@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from kdcache.metrics import CALIBRATION_BINS, EvaluationSums, evaluate
+from kdcache.metrics import CALIBRATION_BINS, Evaluation, EvaluationSums, evaluate
 
 
 def _data(rows: int = 500, classes: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,6 +46,33 @@ def _calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
             gap = confidence[inside].mean() - (predicted == labels)[inside].float().mean()
             error += inside.float().mean().item() * abs(gap.item())
     return error
+
+
+def test_calibration_bins_are_what_the_calibration_error_sums_up() -> None:
+    logits, labels, _ = _data()
+    sums = EvaluationSums("cpu")
+    sums.add(logits, labels)
+    found = sums.result()
+    bins = found.calibration
+    assert bins is not None
+    assert bins.edges == pytest.approx([number / CALIBRATION_BINS for number in range(CALIBRATION_BINS + 1)])
+    assert sum(bins.count) == found.rows
+    error = 0.0
+    for low, high, sure, right, count in zip(
+        bins.edges[:-1], bins.edges[1:], bins.confidence, bins.accuracy, bins.count, strict=True
+    ):
+        assert (sure is None) == (right is None) == (count == 0)
+        if sure is not None and right is not None:
+            assert low < sure <= high
+            error += count / found.rows * abs(sure - right)
+    assert found.ece == pytest.approx(error)
+    assert found.top1 * found.rows == pytest.approx(
+        sum(count * right for count, right in zip(bins.count, bins.accuracy, strict=True) if right is not None)
+    )
+    assert Evaluation.from_json(json.loads(json.dumps(asdict(found)))) == found
+    older = {name: value for name, value in asdict(found).items() if name != "calibration"}
+    assert Evaluation.from_json(older).calibration is None  # checkpoints of before bins were kept still load
+    assert set(found.scalars()) == {"top1", "top5", "nll", "ece"}
 
 
 def test_batches_and_shares_add_up_to_the_whole() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,22 @@ def test_seeds_are_paired_with_cross_entropy_of_the_same_seed(tmp_path: Path) ->
     assert kd.gain == pytest.approx(0.04)
     assert (kd.gain_low, kd.gain_high) == pytest.approx((0.04 - 4.303 * 0.01 / 3**0.5, 0.04 + 4.303 * 0.01 / 3**0.5))
     assert kd.agreement == pytest.approx(0.9)
+    assert kd.train_agreement is None
     table = text_table([ce, kd])
     assert len({line.index("n") for line in table.splitlines()[:1]}) == 1
     assert "+4.00 [" in table
+
+
+def test_agreement_on_training_rows_is_never_shown_as_agreement(tmp_path: Path) -> None:
+    _run(tmp_path, "kd", 0, 0.8, agreement=None, train_agreement=0.7, nll=0.5, ece=0.02)
+    _run(tmp_path, "kd", 1, 0.8, agreement=0.6, agreement_on="test", train_agreement=0.8, nll=0.7, ece=0.04)
+    _run(tmp_path, "kd", 2, 0.8, agreement=0.9, agreement_on="train")  # as runs of before they were kept apart
+    (row,) = compare_runs([tmp_path])
+    assert row.agreement == pytest.approx(0.6)
+    assert row.train_agreement == pytest.approx((0.7 + 0.8 + 0.9) / 3)
+    assert (row.nll, row.nll_sd) == pytest.approx((1.7 / 3, statistics.stdev([0.5, 0.7, 0.5])))
+    assert (row.ece, row.ece_sd) == pytest.approx((0.11 / 3, statistics.stdev([0.02, 0.04, 0.05])))
+    assert f"{row.nll:.3f} +-{row.nll_sd:.3f}" in text_table([row])
 
 
 def test_settings_that_differ_make_groups_of_their_own(tmp_path: Path) -> None:

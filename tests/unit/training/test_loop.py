@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import NumericError
+from kdcache.errors import ConfigError, NumericError
 from kdcache.loader import InputReader
 from kdcache.metrics import Evaluation
 from kdcache.models.preprocess import Preprocessing
+from kdcache.models.weights import load_weights
 from kdcache.specs import PreprocessingSpec
 from kdcache.targets.methods import methods
 from kdcache.training.batch import TrainingFeed
@@ -54,8 +55,10 @@ def _net(poison_after: int | None = None) -> Net:
     return Net(poison_after)
 
 
-def _train(path: Path, config: TrainingConfig, model: nn.Module, *, resume: bool = False) -> TrainingResult:
-    folder = RunFolder(path)
+def _train(
+    path: Path, config: TrainingConfig, model: nn.Module, *, resume: bool = False, folder: RunFolder | None = None
+) -> TrainingResult:
+    folder = folder or RunFolder(path)
     folder.start({"any": 1}, resume=resume)
     feed = TrainingFeed(
         InputReader(SOURCE, PLAIN, ViewPolicy.from_preset("cifar", seed=1)),
@@ -80,7 +83,17 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "lr": 0.01, "ema": 0.9, "clip_grad": 1.0}])
+RESUMED: dict[str, dict[str, object]] = {
+    "plain": {},
+    "adamw, average, clipping": {"optimizer": "adamw", "lr": 0.01, "ema": 0.9, "clip_grad": 1.0},
+    "pieces and warm-up": {"accumulate": 3, "warmup_epochs": 2.5, "ema": 0.99},
+    "fp16 with its scale": {"amp": "fp16", "clip_grad": 0.5},
+    "early stop, rare evaluation": {"epochs": 40, "early_stop": 3, "eval_every": 2, "lr": 0.2},
+    "channels last, steps": {"channels_last": True, "schedule": "step"},
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
 @pytest.mark.parametrize("where", ["steps", "weights"])
 def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(
     tmp_path: Path, changes: dict[str, object], where: str, monkeypatch: pytest.MonkeyPatch
@@ -107,9 +120,12 @@ def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(
     found = _train(tmp_path / "run", config, resumed, resume=True)
     assert _same(straight, resumed)
     assert (found.last, found.best, found.best_epoch) == (expected.last, expected.best, expected.best_epoch)
+    assert found.epochs == expected.epochs < 40
     for file in ("last.safetensors", "best.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
-    assert [_epoch["epoch"] for _epoch in _metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    logged = [{**line, "seconds": 0} for line in _metrics(tmp_path / "run")]
+    assert logged == [{**line, "seconds": 0} for line in _metrics(tmp_path / "straight")]
+    assert [line["epoch"] for line in logged] == list(range(1, expected.epochs + 1))
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:
@@ -183,7 +199,60 @@ def test_a_step_is_the_step_of_plain_pytorch(tmp_path: Path) -> None:
         torch.testing.assert_close(one, two)
 
 
-@pytest.mark.parametrize("changes", [{"amp": "bf16"}, {"channels_last": True}, {"eval_every": 3}, {"schedule": "step"}])
+def test_channels_last_changes_the_layout_and_not_the_outcome(tmp_path: Path) -> None:
+    plain, last = _net(), _net()
+    _train(tmp_path / "plain", _config(epochs=2), plain)
+    _train(tmp_path / "last", _config(epochs=2, channels_last=True), last)
+    assert next(last.parameters()).is_contiguous(memory_format=torch.channels_last)
+    for one, two in zip(plain.parameters(), last.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_takes_the_steps_of_an_eager_one(tmp_path: Path) -> None:
+    def net() -> nn.Module:  # without dropout, whose draws a compiled graph may order differently
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 7))
+
+    eager, compiled = net(), net()
+    _train(tmp_path / "eager", _config(epochs=2), eager)
+    _train(tmp_path / "compiled", _config(epochs=2, compile=True), compiled)
+    for one, two in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_early_stop_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
+    config = _config(epochs=50, lr=1e-9, early_stop=3)
+    result = _train(tmp_path / "run", config, _net())
+    assert result.epochs == result.best_epoch + 3 < 50
+    assert result.steps == result.epochs * 3
+    assert result.figures()["epochs_run"] == result.epochs
+    again = _train(tmp_path / "run", config, Net(), resume=True)  # a finished run has nothing left to train
+    assert (again.epochs, again.last) == (result.epochs, result.last)
+    assert _train(tmp_path / "off", _config(epochs=6, lr=1e-9), _net()).epochs == 6
+
+
+def test_weights_of_every_nth_epoch_are_kept_and_the_others_are_not(tmp_path: Path) -> None:
+    model = _net()
+    folder = RunFolder(tmp_path / "run", keep_every=2)
+    _train(tmp_path / "run", _config(epochs=5, ema=0.5), model, folder=folder)
+    assert sorted(path.name for path in (tmp_path / "run" / "epochs").iterdir()) == [
+        f"epoch-{epoch:05d}.{kind}" for epoch in (2, 4) for kind in ("json", "safetensors")
+    ]
+    kept, info = Net(), tmp_path / "run" / "epochs" / "epoch-00004.safetensors"
+    assert load_weights(kept, info).training["epoch"] == 4
+    logged = _metrics(tmp_path / "run")[3]
+    assert evaluation_on(TEST, PLAIN, CPU)(kept).nll == pytest.approx(logged["test_nll"])  # the averaged weights
+    with pytest.raises(ConfigError, match="keep_every"):
+        RunFolder(tmp_path / "other", keep_every=-1)
+
+
+def test_a_run_from_before_a_setting_can_be_resumed_while_the_setting_is_off() -> None:
+    assert "early_stop" not in _config().decides()
+    assert _config(early_stop=2).decides()["early_stop"] == 2
+
+
+@pytest.mark.parametrize("changes", [{"amp": "bf16"}, {"amp": "fp16"}, {"eval_every": 3}, {"schedule": "step"}])
 def test_options_train_and_the_last_epoch_is_always_evaluated(tmp_path: Path, changes: dict[str, object]) -> None:
     result = _train(tmp_path / "run", _config(**changes), _net())
     assert isinstance(result.last, Evaluation)

@@ -25,6 +25,7 @@ from kdcache.training.config import TrainingConfig, TrainingOptions
         {"amp": "fp8"},
         {"milestones": (0.5, 1.5)},
         {"seed": -1},
+        {"early_stop": -1},
     ],
 )
 def test_values_out_of_range_are_refused_by_name(wrong: dict[str, object]) -> None:
