@@ -1,0 +1,57 @@
+"""Every recipe runs at its smoke scale, as a user types it, and continues where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.partial_kd.synthetic_data import CLASSES, GROUPS, class_directions, write_data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(module: str, *words: str) -> str:
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_synthetic_recipe_runs_and_skips_what_is_done(tmp_path: Path) -> None:
+    words = ("pipelines.partial_kd.synthetic", "--scale", "smoke", "--folder", str(tmp_path))
+    first = _run(*words)
+    rows = json.loads((tmp_path / "smoke" / "rows.json").read_text())
+    assert {(row["tau2"], row["method"]) for row in rows} == {
+        (tau2, method) for tau2 in (0.0, 0.8) for method in ("ce", "kd-topk", "kd-pt", "kd-sim")
+    }
+    assert all(0 < score < 1 for row in rows for score in row["accuracy"])
+    weights = sorted(tmp_path.rglob("last.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    again = _run(*words)
+    assert [path.stat().st_mtime_ns for path in weights] == before, "a finished student was trained again"
+    assert again.split("teacher asked")[0] == first.split("teacher asked")[0]
+
+
+@pytest.mark.parametrize("tau2", [0.0, 0.4, 0.8])
+def test_classes_of_a_group_have_the_stated_cosine(tau2: float) -> None:
+    directions = class_directions(tau2, np.random.default_rng(0))
+    cosine = directions @ directions.T
+    group = np.arange(CLASSES) % GROUPS
+    same = (group[:, None] == group) & ~np.eye(CLASSES, dtype=bool)
+    assert abs(cosine[same].mean() - tau2) < 0.02
+    assert abs(cosine[group[:, None] != group].mean()) < 0.02
+
+
+def test_synthetic_data_is_a_function_of_its_arguments(tmp_path: Path) -> None:
+    arguments = {"sigma": 5.0, "folds": 1, "seed": 0, "share": 0.02}
+    for name in ("a", "b"):
+        write_data(tmp_path / name, 0.4, **arguments)  # type: ignore[arg-type]
+    write_data(tmp_path / "c", 0.4, **{**arguments, "seed": 1})  # type: ignore[arg-type]
+    one, two, other = (np.load(tmp_path / name / "data.npz") for name in "abc")
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert not np.array_equal(one["train_inputs"], other["train_inputs"])
