@@ -90,6 +90,10 @@ class LockedError(ResourceError):
     """Another living process is writing this store."""
 
 
+class LostClaimError(LockedError):
+    """A block this worker had claimed was taken over; the worker goes on with other blocks."""
+
+
 class NumericError(KdcacheError):
     """NaN or infinity where a number was needed; the message says which rows."""
 

@@ -15,6 +15,7 @@ from kdcache.specs import StoreManifest
 from kdcache.store import array_writer, ledger
 from kdcache.store.block_reader import check_block, check_static, read_block, read_commit, read_static, stated_records
 from kdcache.store.blocks import block_at
+from kdcache.store.claims import claimed_places, place_of_partial, remove_dead_claims
 from kdcache.store.files import (
     WORK_FOLDER,
     as_store_errors,
@@ -168,7 +169,10 @@ def prepare_arrays(
         `existing` with the digest of the store-level arrays that are now on disk.
     """
     layout = layout_of(manifest)
-    remove_partials(root)
+    # Workers of a dump whose coordinator was killed may be writing still; what they write is as good as ours.
+    remove_dead_claims(root)
+    claimed = claimed_places(root)
+    remove_partials(root, keep=lambda relative: place_of_partial(relative, layout) in claimed)
     ledger.make_ledger_folder(root)
     write_manifest(root, manifest)
     for group in group_folders(layout):

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -186,11 +186,11 @@ def sync_folder(path: Path) -> None:
     sync_file(path)
 
 
-def remove_partials(root: Path, *, under: str = "") -> int:
-    """Remove what a killed writer left half-written; returns how many files."""
+def remove_partials(root: Path, *, keep: Callable[[str], bool] | None = None) -> int:
+    """Remove what killed writers left half-written, but for relative paths that `keep` accepts; returns how many."""
     removed = 0
-    for relative, _ in list(walk_files(root, under=under)):
-        if relative.endswith(PARTIAL):
+    for relative, _ in list(walk_files(root)):
+        if relative.endswith(PARTIAL) and not (keep is not None and keep(relative)):
             (root / relative).unlink(missing_ok=True)
             removed += 1
     return removed

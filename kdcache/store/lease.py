@@ -1,45 +1,24 @@
-"""One writer at a time: a lease file with a heartbeat, taken over when its holder is dead or silent.
+"""One dump at a time: a lease file with a heartbeat, taken over when its holder is dead or silent.
 
-The lease keeps two dumps from doing the same work twice; it does not protect the data, the ledger does. Liveness is
-judged on one clock only: the file system's own time stamps, so hosts with different clocks agree.
+The lease keeps two dumps from doing the same work twice; it does not protect the data, the ledger does. Who shares
+the work of its holder claims blocks, one by one (`claims`); who counts as dead is `holder`'s business.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import threading
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from kdcache.errors import CorruptStoreError, HostileStoreError, LockedError
-from kdcache.store.files import WORK_FOLDER, as_store_errors, make_folder, read_json, write_json
+from kdcache.errors import LockedError
+from kdcache.store.files import WORK_FOLDER, as_store_errors, make_folder, write_json
+from kdcache.store.holder import BEAT_SECONDS, STALE_SECONDS, Holder, is_dead, read_holder, this_process
 
 LEASE_FILE = f"{WORK_FOLDER}/lease.json"
-BEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0  # 12 missed beats: longer than a stalled network mount, shorter than a coffee
-_MAX_LEASE = 4096
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who writes a store: host, process and since when (UTC, for people; never compared)."""
-
-    token: str
-    host: str
-    pid: int
-    process_space: str
-    process_start: str
-    since: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since} UTC"
 
 
 class Lease:
@@ -60,7 +39,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise LockedError when another writer has taken the lease over."""
-        current = _read_holder(self._root)
+        current = read_holder(self._root, LEASE_FILE)
         if current is None or current.token != self.holder.token:
             raise LockedError(
                 f"{self._root}: this process lost its lease to {current or 'someone who removed it'};"
@@ -73,7 +52,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         with _short_lock(self._root):
-            current = _read_holder(self._root)
+            current = read_holder(self._root, LEASE_FILE)
             if current is not None and current.token == self.holder.token:
                 (self._root / LEASE_FILE).unlink(missing_ok=True)
 
@@ -97,10 +76,10 @@ def acquire(root: Path, *, stale_seconds: float = STALE_SECONDS, beat_seconds: f
         ResourceError: the folder cannot be written.
     """
     make_folder(root / WORK_FOLDER)
-    mine = _this_process()
+    mine = this_process()
     with _short_lock(root):
-        previous = _read_holder(root)
-        if previous is not None and not _is_dead(root, previous, stale_seconds):
+        previous = read_holder(root, LEASE_FILE)
+        if previous is not None and not is_dead(root, LEASE_FILE, previous, stale_seconds=stale_seconds):
             raise LockedError(
                 f"{root}: {previous} is writing this store; expected no other writer",
                 hint=f"wait for it, or stop it: a lease that is silent for {stale_seconds:.0f} s is taken over",
@@ -117,72 +96,8 @@ def acquire(root: Path, *, stale_seconds: float = STALE_SECONDS, beat_seconds: f
 
 def holder_of(root: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | None:
     """The living process that writes a store, or None."""
-    holder = _read_holder(root)
-    return None if holder is None or _is_dead(root, holder, stale_seconds) else holder
-
-
-def _this_process() -> Holder:
-    return Holder(
-        token=uuid.uuid4().hex,
-        host=platform.node(),
-        pid=os.getpid(),
-        process_space=_process_space(),
-        process_start=_process_start(os.getpid()) or "",
-        since=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-    )
-
-
-def _read_holder(root: Path) -> Holder | None:
-    """The holder in the lease file; an unreadable one counts as nobody's (writes of it are atomic)."""
-    try:
-        value: Any = read_json(root, LEASE_FILE, limit=_MAX_LEASE)
-        return Holder(**value) if isinstance(value, dict) else None
-    except (FileNotFoundError, TypeError, CorruptStoreError, HostileStoreError):
-        return None
-
-
-def _is_dead(root: Path, holder: Holder, stale_seconds: float) -> bool:
-    if holder.host == platform.node() and holder.process_space == _process_space():
-        return _process_start(holder.pid) != holder.process_start
-    try:
-        return _now_there(root) - (root / LEASE_FILE).stat().st_mtime > stale_seconds
-    except FileNotFoundError:
-        return True
-
-
-def _now_there(root: Path) -> float:
-    """The file system's present time, from a file written this moment: two hosts' clocks need not agree."""
-    probe = root / WORK_FOLDER / f"now.{uuid.uuid4().hex}"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink()
-
-
-def _process_space() -> str:
-    """Names the machine's boot and the process-id namespace, so that a pid is compared only where it means the same."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"unknown-{platform.system()}"
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None when there is no such process. A reused pid differs."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return None if fields[0] in "ZX" else fields[19]  # a killed process that nobody has waited for is dead
-    except (OSError, IndexError):
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return ""
-    return ""
+    holder = read_holder(root, LEASE_FILE)
+    return None if holder is None or is_dead(root, LEASE_FILE, holder, stale_seconds=stale_seconds) else holder
 
 
 @contextmanager

@@ -8,8 +8,9 @@ ledger row of another place or another store never passes.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,29 @@ def write_record(root: Path, manifest: StoreManifest, block: BlockId, record: Re
     write_json(root / LEDGER_FOLDER / f"{block.view}-{block.block}.json", value)
 
 
-def remove_record(root: Path, block: BlockId) -> None:
-    """Take a block's commitment back, durably, before its chunks are written again."""
-    (root / LEDGER_FOLDER / f"{block.view}-{block.block}.json").unlink(missing_ok=True)
-    sync_folder(root / LEDGER_FOLDER)
+def remove_records(root: Path, places: Iterable[tuple[int, int]]) -> None:
+    """Take the commitments of (view, block) places back, durably, before their chunks are written again."""
+    found = recorded_places(root) & set(places)
+    for view, block in found:
+        (root / LEDGER_FOLDER / f"{view}-{block}.json").unlink(missing_ok=True)
+    if found:
+        sync_folder(root / LEDGER_FOLDER)
+
+
+def has_record(root: Path, block: BlockId) -> bool:
+    """Whether a record lies at a block's place; what it says is not read."""
+    return (root / LEDGER_FOLDER / f"{block.view}-{block.block}.json").exists()
+
+
+def recorded_places(root: Path) -> set[tuple[int, int]]:
+    """(view, block) of every record file there is; what they say is not read."""
+    folder = root / LEDGER_FOLDER
+    try:
+        names = os.listdir(folder) if not folder.is_symlink() else []
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    matches = map(_RECORD_NAME.fullmatch, names)
+    return {(int(match[1]), int(match[2])) for match in matches if match is not None}
 
 
 def read_records(root: Path, manifest: StoreManifest) -> dict[tuple[int, int], Record]:
@@ -135,22 +155,17 @@ def read_records(root: Path, manifest: StoreManifest) -> dict[tuple[int, int], R
     A record that is torn, of another store, or of a block the store does not have commits nothing and is left out.
     """
     records = {}
-    folder = root / LEDGER_FOLDER
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
-    for name in names:
-        match = _RECORD_NAME.fullmatch(name)
-        if match is None:
-            continue
-        view, block = int(match[1]), int(match[2])
+    for view, block in sorted(recorded_places(root)):
         if view >= manifest.num_views or block >= manifest.blocks_per_view:
             continue
-        record = _read_record(root, manifest, block_at(manifest, view, block))
+        record = read_record(root, manifest, block_at(manifest, view, block))
         if record is not None:
             records[view, block] = record
     return records
 
 
-def _read_record(root: Path, manifest: StoreManifest, block: BlockId) -> Record | None:
+def read_record(root: Path, manifest: StoreManifest, block: BlockId) -> Record | None:
+    """The record of one block; None when there is none, or it is torn or of another store."""
     try:
         value = read_json(root, f"{LEDGER_FOLDER}/{block.view}-{block.block}.json", limit=_MAX_RECORD)
     except (FileNotFoundError, HostileStoreError, CorruptStoreError):

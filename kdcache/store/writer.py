@@ -21,13 +21,16 @@ from kdcache.progress import note
 from kdcache.specs import StoreManifest
 from kdcache.store import array_writer, ledger
 from kdcache.store.block_reader import check_block, check_static, read_block, read_static, repair_hint
-from kdcache.store.blocks import BlockId, all_blocks, blocks_of_view
+from kdcache.store.block_writer import BlockWriter
+from kdcache.store.blocks import BlockId, all_blocks, block_at, blocks_of_view
+from kdcache.store.claims import make_claims_folder, remove_dead_claims
 from kdcache.store.existing import Existing, check_place, find_existing, prepare_arrays
-from kdcache.store.files import as_store_errors, local_path, make_folder
-from kdcache.store.layout import block_arrays, layout_of, static_arrays
+from kdcache.store.files import as_store_errors, local_path, make_folder, remove_partials
+from kdcache.store.holder import is_gone, is_here
+from kdcache.store.layout import layout_of, static_arrays
 from kdcache.store.lease import Lease, acquire
 from kdcache.store.manifest_file import read_manifest, write_manifest
-from kdcache.store.values import rounding_loss, to_stored
+from kdcache.store.session import publish, withdraw
 from kdcache.store.work_folder import remove_work_folder
 
 
@@ -46,8 +49,9 @@ class StoreWriter:
         self._layout = layout_of(manifest)
         self._records = dict(existing.records)
         self._static = existing.static_digest
-        self._linked: set[Path] = set()
-        self._opened: dict[str, Any] = {}
+        self._blocks = BlockWriter(root, manifest)
+        self._shared = False
+        self._begun: set[tuple[int, int]] = set()
         self._pending = {
             (block.view, block.block): block
             for block in all_blocks(manifest)
@@ -115,18 +119,70 @@ class StoreWriter:
         lease = self._held_lease()
         if self._pending.get((block.view, block.block)) != block:
             raise ConfigError(f"{self._root}: {block} is not pending; expected one of the blocks still to be written")
-        stored = to_stored(self.manifest, self._layout, block, columns)
-        record = ledger.Record(
-            sha256=ledger.block_digest(self.manifest.store_id, block, stored), rounding=rounding_loss(columns, stored)
-        )
-        lease.check()
-        with as_store_errors(self._root):
-            arrays = block_arrays(self._layout, block.view)
-            array_writer.write_block(self._root, arrays, block, stored, linked=self._linked, opened=self._opened)
-            lease.check()
-            ledger.write_record(self._root, self.manifest, block, record)
-        self._records[block.view, block.block] = record
+        self._records[block.view, block.block] = self._blocks.write(block, columns, check=lease.check)
         del self._pending[block.view, block.block]
+
+    def views_left(self) -> tuple[int, ...]:
+        """Views with pending blocks that nobody has claimed."""
+        return tuple(dict.fromkeys(place[0] for place in tuple(self._pending) if place not in self._begun))
+
+    def claim(self, view: int) -> BlockId | None:
+        """The first pending block of a view that was not claimed before; None when there is none left.
+
+        In a store that is not shared a claim is a note in this process; `JoinedWriter.claim` is the one of workers.
+        """
+        for place, block in tuple(self._pending.items()):  # another thread commits meanwhile
+            if block.view == view and place not in self._begun:
+                self._begun.add(place)
+                return block
+        return None
+
+    def release(self, block: BlockId) -> None:
+        """Give a claimed block back unwritten."""
+        self._begun.discard((block.view, block.block))
+
+    def share(self, run: str) -> None:
+        """Let workers join (`JoinedWriter.join`) and write the pending blocks; this writer then coordinates.
+
+        Args:
+            run: names this dump, so that workers of another one do not join it.
+        """
+        lease = self._held_lease()
+        self._shared = True
+        with as_store_errors(self._root):
+            ledger.remove_records(self._root, self._pending)  # what is pending now was found bad, if it was there
+            make_claims_folder(self._root)
+            publish(self._root, run=run, token=lease.holder.token, pending=self._pending.values())
+
+    def refresh(self) -> tuple[BlockId, ...]:
+        """Blocks that workers have committed since the last look, in order.
+
+        Raises:
+            LockedError: another process took the store over.
+        """
+        self._held_lease().check()
+        fresh = []
+        for place in sorted(ledger.recorded_places(self._root) & self._pending.keys()):
+            block = self._pending[place]
+            record = ledger.read_record(self._root, self.manifest, block)
+            if record is None:
+                ledger.remove_records(self._root, [place])
+                continue
+            self._records[place] = record
+            del self._pending[place]
+            fresh.append(block)
+        return tuple(fresh)
+
+    def take_over_dead_claims(self) -> tuple[str, ...]:
+        """Free the blocks of workers that are dead or silent; one message for people about each."""
+        self._held_lease().check()
+        with as_store_errors(self._root):
+            removed = remove_dead_claims(self._root)
+        return tuple(
+            f"{self._root}: took {block_at(self.manifest, *place)} over from {holder or 'an unknown worker'},"
+            f" which {'no longer runs' if holder and is_here(holder) and is_gone(holder) else 'is silent'}"
+            for place, holder in removed.items()
+        )
 
     def read_block(self, block: BlockId) -> dict[str, NDArray[Any]]:
         """The stored columns of a committed block, read back from disk and checked against its record."""
@@ -143,7 +199,8 @@ class StoreWriter:
 
         Raises:
             ConfigError: blocks are still pending.
-            ChecksumError, CorruptStoreError: a block did not survive on disk; it is pending again at the next `open`.
+            ChecksumError, CorruptStoreError: a block is not on disk as it was committed; all such blocks are pending
+                again, and the message names the first.
         """
         lease = self._held_lease()
         if self.manifest.complete:
@@ -151,6 +208,10 @@ class StoreWriter:
         if self._pending:
             first = next(iter(self._pending.values()))
             raise ConfigError(f"{self._root}: {len(self._pending)} blocks are not written yet, the first is {first}")
+        if self._shared:
+            withdraw(self._root)  # a worker that wakes up now finds the work done
+            self._shared = False
+            remove_partials(self._root)  # of killed workers: every block is committed, so no worker needs its own
         self._verify_all()
         rows = ledger.commit_array(self._layout["commit"], self.manifest, self._static, self._records)
         sealed = replace(self.manifest, quality=self._quality(quality or {}), complete=True)
@@ -167,6 +228,8 @@ class StoreWriter:
         if self._lease is None:
             return
         lease, self._lease = self._lease, None
+        if self._shared:
+            withdraw(self._root)
         lease.release()
         if self.manifest.complete:
             remove_work_folder(self._root)
@@ -186,14 +249,20 @@ class StoreWriter:
 
     def _verify_all(self) -> None:
         check_static(self._root, self.manifest, read_static(self._root, self._layout), self._static)
+        first: CorruptStoreError | None = None
         for block in all_blocks(self.manifest):
             try:
-                columns = read_block(self._root, self.manifest, self._layout, block)
-                check_block(self._root, self.manifest, block, columns, self._records[block.view, block.block].sha256)
+                self.read_block(block)
             except CorruptStoreError as error:
-                ledger.remove_record(self._root, block)
-                error.hint = repair_hint(self._root)
-                raise
+                self._pending[block.view, block.block] = block
+                first = first or error
+        if first is not None:
+            ledger.remove_records(self._root, self._pending)
+            self._begun.clear()
+            for place in self._pending:
+                del self._records[place]
+            first.hint = repair_hint(self._root)
+            raise first
 
     def _quality(self, given: Mapping[str, Any]) -> dict[str, Any]:
         before = list(self.manifest.quality.get("rounding_kl", []))
