@@ -62,7 +62,7 @@ def dump_teacher(config: DumpConfig) -> DumpResult:
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
     warn_if_amp_is_slow(config.amp, teacher.device)
     manifest = new_manifest(config, plan, teacher)
-    run = TeacherRun(plan.source, teacher, manifest.codec, plan.policy, workers=config.workers)
+    run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, workers=config.workers)
     quality = run.probe(batch_size=config.batch_size)
     note(f"teacher on {quality.rows} sampled rows: top-1 {quality.top1:.1%}, NLL {quality.nll:.3f} nats")
     quality.check(plan.data, allow_weak=config.allow_weak_teacher)

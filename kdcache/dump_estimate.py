@@ -75,7 +75,7 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
         return _estimate(config, plan, size / (plan.data.num_rows * config.views), 0.0, size, None)
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
     manifest = new_manifest(config, plan, teacher)
-    run = TeacherRun(plan.source, teacher, manifest.codec, plan.policy, workers=config.workers)
+    run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, workers=config.workers)
     quality = run.probe(batch_size=config.batch_size)
     count = min(PROBE_ROWS, plan.data.num_rows)
     started = time.perf_counter()

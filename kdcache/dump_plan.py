@@ -31,6 +31,7 @@ from kdcache.specs import (
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.find import FoundStore, covering_store, default_store_path
 from kdcache.store.verify import verify_store
+from kdcache.targets.sampled import MOST_DRAWS
 from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest
 from kdcache.user_code import is_user_factory
 from kdcache.version import __version__
@@ -54,6 +55,7 @@ class DumpConfig:
         views: number V of augmented views.
         augment: preset or TOML file of the view policy; view_seed is its seed.
         precision: how finely log-probabilities are kept.
+        samples: classes drawn per row and view besides the top k, for the method rskd; 0 keeps none.
         batch_size: rows per forward pass; blocks always start a new batch.
         amp: "none" (float32) or "bf16" autocast; recorded in the manifest because it changes targets.
         workers: processes that decode files; 0 reads in this process.
@@ -73,6 +75,7 @@ class DumpConfig:
     augment: str = "none"
     view_seed: int = 0
     precision: Literal["exact", "default", "compact"] = "default"
+    samples: int = 0
     batch_size: int = 256
     device: str = "auto"
     amp: Literal["none", "bf16"] = "none"
@@ -81,11 +84,13 @@ class DumpConfig:
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("views", 1), ("batch_size", 1), ("workers", 0)):
+        for name, least in (("views", 1), ("batch_size", 1), ("workers", 0), ("samples", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, found {getattr(self, name)}")
         if self.topk != "all" and self.topk < 1:
             raise ConfigError(f"topk: expected at least 1 or 'all', found {self.topk}")
+        if self.samples > MOST_DRAWS:
+            raise ConfigError(f"samples: expected at most {MOST_DRAWS} draws per row, found {self.samples}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
 
@@ -140,8 +145,8 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
     views = policy.spec() if policy is not None else ViewSpec()
     teacher = TeacherRequest.resolve(teacher_choice(config), source)
     key = store_key(data, teacher.spec, views)
-    found = covering_store(key, topk=topk, num_views=config.views, out=config.out)
-    location = config.out or default_store_path(data, teacher.spec, topk=topk, key=key)
+    found = covering_store(key, topk=topk, num_views=config.views, out=config.out, samples=config.samples)
+    location = config.out or default_store_path(data, teacher.spec, topk=topk, key=key, samples=config.samples)
     if found is not None and not verify_store(found.location).problems:
         location = found.location
     elif found is not None:
@@ -217,6 +222,8 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
     shapes = {name: list(array.shape) for name, array in teacher.static.items()}
     if plan.policy is not None:
         shapes["view_params"] = [plan.policy.width]
+    if config.samples:
+        shapes |= {"sample_index": [config.samples], "sample_count": [config.samples]}
     return StoreManifest(
         format_version=FORMAT_VERSION,
         dataset=plan.data,

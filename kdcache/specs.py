@@ -150,6 +150,12 @@ class StoreManifest:
             raise ConfigError(f"block rows: expected a power of two, found {self.block_rows}")
 
     @property
+    def samples(self) -> int:
+        """Classes drawn per row and view (`sample_index`, for rskd); 0 where none are kept."""
+        shape = self.static_shapes.get("sample_index", ())
+        return int(shape[0]) if "sample_index" in self.codec.fields and len(shape) == 1 else 0
+
+    @property
     def store_key(self) -> str:
         """Hex sha256 of what changes a target: teacher, data and views."""
         return store_key(self.dataset, self.teacher, self.views)
@@ -198,14 +204,25 @@ def store_key(dataset: DatasetSpec, teacher: TeacherSpec, views: ViewSpec) -> st
     return digest_of({"teacher": teacher.identity(), "dataset": data, "views": views.identity()})
 
 
-def covers(manifest: StoreManifest, key: str, *, topk: int, num_views: int, fields: tuple[str, ...] = ()) -> bool:
-    """Whether a sealed store can serve a request for `topk` classes and `num_views` views under a store key."""
+def covers(
+    manifest: StoreManifest, key: str, *, topk: int, num_views: int, fields: tuple[str, ...] = (), samples: int = 0
+) -> bool:
+    """Whether a sealed store can serve a request for `topk` classes and `num_views` views under a store key.
+
+    Args:
+        manifest: the store's.
+        key: the request's store key.
+        topk, num_views: at least so many.
+        fields: optional arrays that must be there.
+        samples: at least so many classes drawn per row.
+    """
     return (
         manifest.complete
         and manifest.store_key == key
         and manifest.codec.topk >= topk
         and manifest.num_views >= num_views
         and set(fields) <= set(manifest.codec.fields)
+        and manifest.samples >= samples
     )
 
 

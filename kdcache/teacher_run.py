@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from kdcache.datasets.source import DataSource
 from kdcache.errors import IncompatibleError, WeakTeacherError
 from kdcache.loader import InputReader
 from kdcache.progress import Progress
-from kdcache.specs import CodecSpec, DatasetSpec
+from kdcache.specs import CodecSpec, DatasetSpec, StoreManifest
 from kdcache.store.blocks import BlockId
 from kdcache.store.writer import StoreWriter
 from kdcache.targets.encode import EncodedBatch, encode_topk
+from kdcache.targets.sampled import draw_uniforms, encode_sampled
 from kdcache.teachers import LoadedTeacher
 from kdcache.views.policy import ViewPolicy
 
@@ -76,6 +77,8 @@ class TeacherRun:
         codec: how much of each opinion is kept.
         policy: replayable views, or None for the plain example.
         workers: decoding processes.
+        samples: classes drawn per row and view besides the top k (for rskd); 0 draws none.
+        sample_seed: decides the draws, together with row and view.
     """
 
     def __init__(
@@ -86,11 +89,35 @@ class TeacherRun:
         policy: ViewPolicy | None,
         *,
         workers: int = 0,
+        samples: int = 0,
+        sample_seed: int = 0,
     ) -> None:
+        self._samples, self._sample_seed = samples, sample_seed
         self._source = source
         self._teacher = teacher
         self._codec = codec
         self._reader = InputReader(source, teacher.preprocessing, policy, workers=workers)
+
+    @classmethod
+    def for_store(
+        cls,
+        manifest: StoreManifest,
+        source: DataSource,
+        teacher: LoadedTeacher,
+        policy: ViewPolicy | None,
+        *,
+        workers: int = 0,
+    ) -> TeacherRun:
+        """A run that gives everything the blocks of such a store hold."""
+        return cls(
+            source,
+            teacher,
+            manifest.codec,
+            policy,
+            workers=workers,
+            samples=manifest.samples,
+            sample_seed=manifest.views.seed,
+        )
 
     def probe(self, *, batch_size: int, rows: int = PROBE_ROWS) -> TeacherQuality:
         """Quality on rows spread evenly over the data set (sorted data sets would fool a look at the first block)."""
@@ -114,13 +141,19 @@ class TeacherRun:
     def encoded(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[EncodedBatch]:
         """Encoded opinions of batches of row numbers, in order, on the teacher's device."""
         for logits, rows in self.forward(batches, view=view):
-            yield encode_topk(
+            batch = encode_topk(
                 logits,
                 torch.from_numpy(self._source.labels[rows]),
                 topk=self._codec.topk,
                 tail_numbers=self._codec.tail_numbers,
                 first_row=int(rows[0]),
             )
+            yield self._with_samples(batch, logits, rows, view) if self._samples else batch
+
+    def _with_samples(self, batch: EncodedBatch, logits: Tensor, rows: NDArray[np.int64], view: int) -> EncodedBatch:
+        uniforms = draw_uniforms(rows, seed=self._sample_seed, view=view, draws=self._samples)
+        index, count = encode_sampled(logits, torch.from_numpy(uniforms))
+        return replace(batch, sample_index=index, sample_count=count)
 
     def fill(self, writer: StoreWriter, pending: Sequence[BlockId], *, batch_size: int) -> None:
         """Ask the teacher about every pending block and commit the answers, writing beside the forward pass."""

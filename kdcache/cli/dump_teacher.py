@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @option("--augment", metavar="POLICY", default="none", help="Preset or TOML file of the views' augmentation.")
 @option("--view-seed", kind=int, default=0, metavar="SEED", help="Seed of the views.")
 @option("--precision", kind=click.Choice(["exact", "default", "compact"]), default="default", help="How finely kept.")
+@option("--samples", kind=click.IntRange(min=0), default=0, metavar="N", help="Classes drawn per row, for method rskd.")
 @option("--batch-size", kind=click.IntRange(min=1), default=256, metavar="ROWS", help="Rows per forward pass.")
 @option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @option("--amp", kind=click.Choice(["none", "bf16"]), default="none", help="Autocast; recorded, it changes targets.")

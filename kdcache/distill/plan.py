@@ -47,6 +47,11 @@ from kdcache.views.canary import check_canaries
 from kdcache.views.policy import ViewPolicy
 from kdcache.views.sampling import view_for_epoch
 
+KEPT_BY = {  # dump-teacher's option, for each field that not every store holds
+    "sample_index": "--samples 50",
+    "sample_count": "--samples 50",
+    "view 2": "--views 2 --augment cifar",
+}
 ROWS_READ_FIRST = 512  # of file-backed data; the others are compared as they pass in the first epoch
 
 
@@ -283,8 +288,8 @@ def _check_needs(method: Method, store: TargetStore) -> None:
         if name == "view 2" and manifest.num_views >= 2:
             continue
         if name not in always and name not in manifest.codec.fields:
-            option = "--views 2" if name == "view 2" else f"an option that keeps {name}"
+            option = KEPT_BY.get(name, f"an option that keeps {name}")
             raise IncompatibleError(
                 f"method {method.name} needs {name!r}, which {store.location} does not hold",
-                hint=f"dump again with kdcache dump-teacher and {option}; see kdcache methods {method.name}",
+                hint=f"dump again with kdcache dump-teacher {option}; see kdcache methods {method.name}",
             )

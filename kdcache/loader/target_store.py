@@ -27,6 +27,8 @@ from kdcache.targets.tail import narrow
 RESIDENT_VIEWS = 2  # the view in use and the one before or after it; ImageNet at k=10 is 50-70 MB a view
 NARROW_ROWS = 65_536  # rows narrowed at a time, so that the float32 copy stays small
 
+SAMPLED = ("sample_index", "sample_count")
+
 Rows = Tensor | NDArray[np.integer] | Sequence[int]
 
 
@@ -38,6 +40,8 @@ class _Table:
     log_probs: Tensor  # (N, k + 1) float16 or float32: of the same classes
     tail: Tensor  # (N, 3) or (N, 4)
     view_params: NDArray[np.uint8] | None  # (N, W), always in RAM: they are replayed on the CPU
+    sample_index: Tensor | None = None  # (N, m) integer
+    sample_count: Tensor | None = None  # (N, m) integer
 
     def gather(self, rows: Tensor, num_classes: int) -> SoftTargets:
         classes = torch.index_select(self.classes, 0, rows).long()
@@ -49,6 +53,8 @@ class _Table:
             label=classes[:, -1],
             label_log_prob=log_probs[:, -1],
             num_classes=num_classes,
+            sample_index=_gathered(self.sample_index, rows),
+            sample_count=_gathered(self.sample_count, rows),
         )
 
 
@@ -75,6 +81,11 @@ class _MappedTable:
             label=torch.from_numpy(self.labels[chosen]),
             label_log_prob=torch.from_numpy(kept.label_log_prob[chosen].astype(np.float32)),
             num_classes=num_classes,
+            **{
+                name: torch.from_numpy(kept.optional[name][chosen].astype(np.int64))
+                for name in SAMPLED
+                if name in kept.optional
+            },
         )
         return narrow(targets, self.topk).to(self.device, non_blocking=True)
 
@@ -285,6 +296,10 @@ def open_store(location: str | Path, *, device: torch.device | str = "cpu") -> T
     return TargetStore(open_reader(location), device=device)
 
 
+def _gathered(table: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if table is None else torch.index_select(table, 0, rows).long()
+
+
 def _class_dtype(largest: int) -> type[np.integer]:
     """The smallest integer that holds a class and that torch can gather (its unsigned types above uint8 cannot)."""
     if largest < 2**8:
@@ -303,11 +318,16 @@ def _resident(columns: ViewColumns, labels: NDArray[np.int64], device: torch.dev
     log_probs = np.empty((num_rows, topk + 1), dtype=columns.topk_log_prob.dtype)
     log_probs[:, :topk] = columns.topk_log_prob
     log_probs[:, topk] = columns.label_log_prob
+    sampled = {name: columns.optional[name] for name in SAMPLED if name in columns.optional}
     return _Table(
         classes=torch.from_numpy(classes).to(device),
         log_probs=torch.from_numpy(log_probs).to(device),
         tail=torch.from_numpy(columns.tail.copy()).to(device),
         view_params=columns.view_params,
+        **{
+            name: torch.from_numpy(values.astype(_class_dtype(int(values.max(initial=0))))).to(device)
+            for name, values in sampled.items()
+        },
     )
 
 
@@ -320,9 +340,9 @@ def _narrowed(table: _Table, topk: int, num_classes: int) -> _Table:
         tails.append(narrow(table.gather(rows, num_classes), topk).tail)
     keep = [*range(topk), table.classes.shape[1] - 1]
     columns = torch.tensor(keep, device=device)
-    return _Table(
+    return replace(
+        table,
         classes=torch.index_select(table.classes, 1, columns),
         log_probs=torch.index_select(table.log_probs, 1, columns),
         tail=torch.cat(tails),
-        view_params=table.view_params,
     )

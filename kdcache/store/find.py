@@ -26,9 +26,10 @@ class FoundStore:
     manifest: StoreManifest
 
 
-def default_store_path(dataset: DatasetSpec, teacher: TeacherSpec, *, topk: int, key: str) -> str:
+def default_store_path(dataset: DatasetSpec, teacher: TeacherSpec, *, topk: int, key: str, samples: int = 0) -> str:
     """`kdcache-store/DATA-SPLIT_TEACHER_topK_KEY.zarr`, a relative path that tells people what is inside."""
-    words = f"{dataset.name}-{dataset.split}_{teacher.source.split(':')[-1]}_top{topk}_{key[:8]}"
+    drawn = f"_samples{samples}" if samples else ""
+    words = f"{dataset.name}-{dataset.split}_{teacher.source.split(':')[-1]}_top{topk}{drawn}_{key[:8]}"
     return str(Path(DEFAULT_FOLDER) / (re.sub(r"[^A-Za-z0-9._-]+", "-", words) + ".zarr"))
 
 
@@ -46,7 +47,7 @@ def stores_under(folder: str | Path = DEFAULT_FOLDER) -> Iterator[FoundStore]:
             continue
 
 
-def covering_store(key: str, *, topk: int, num_views: int, out: str = "") -> FoundStore | None:
+def covering_store(key: str, *, topk: int, num_views: int, out: str = "", samples: int = 0) -> FoundStore | None:
     """The sealed store that serves (key, topk, num_views): `out` if it does, else one of the default folder.
 
     Args:
@@ -54,14 +55,18 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "") -> Fou
         topk: classes needed per row.
         num_views: views needed.
         out: the place the user named; only this one is looked at when given.
+        samples: classes drawn per row.
 
     Raises:
         IncompatibleError: `out` holds something else.
     """
     if not out:
-        return next(
-            (found for found in stores_under() if covers(found.manifest, key, topk=topk, num_views=num_views)), None
+        serving = (
+            found
+            for found in stores_under()
+            if covers(found.manifest, key, topk=topk, num_views=num_views, samples=samples)
         )
+        return next(serving, None)
     if not Path(out).exists():
         return None
     if Path(out).is_dir() and not any(Path(out).iterdir()):
@@ -72,9 +77,8 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "") -> Fou
             hint="choose another path with --out",
         )
     manifest = read_manifest(out)
-    return (
-        FoundStore(location=out, manifest=manifest) if covers(manifest, key, topk=topk, num_views=num_views) else None
-    )
+    serves = covers(manifest, key, topk=topk, num_views=num_views, samples=samples)
+    return FoundStore(location=out, manifest=manifest) if serves else None
 
 
 def only_store(folder: str | Path = DEFAULT_FOLDER) -> FoundStore:

@@ -106,6 +106,8 @@ def problems_of(
         checks.append(
             ("tail", _impossible_half_mass(manifest, tail), "log masses at T=1 and 2 that exclude each other")
         )
+    if "sample_index" in columns and "sample_count" in columns:
+        checks += _sample_checks(num_classes, columns["sample_index"], columns["sample_count"])
     if "label" in columns:
         checks.append(("label", columns["label"] >= num_classes, f"a label outside 0..{num_classes - 1}"))
     for name, wrong, what in checks:
@@ -121,6 +123,22 @@ def problems_of(
                 rows,
                 f"probabilities sum to 1 +- {float(np.nanmax(off)):.3g}, expected +- {mass_tolerance:.3g}",
             )
+
+
+def _sample_checks(
+    num_classes: int, index: NDArray[Any], count: NDArray[Any]
+) -> list[tuple[str, NDArray[np.bool_], str]]:
+    """Drawn classes: distinct and rising, their counts positive and together the number of draws, then zeros."""
+    used = count > 0
+    rising = (index[:, 1:] > index[:, :-1]) | ~used[:, 1:]
+    draws = count.shape[1]
+    return [
+        ("sample_index", index >= num_classes, f"a class outside 0..{num_classes - 1}"),
+        ("sample_index", ~rising, "drawn classes that do not rise"),
+        ("sample_index", ~used & (index != 0), "a class in an unused place"),
+        ("sample_count", used[:, 1:] & ~used[:, :-1], "a count after an unused place"),
+        ("sample_count", count.sum(axis=1, dtype=np.int64) != draws, f"counts that do not sum to {draws}"),
+    ]
 
 
 def _impossible_half_mass(manifest: StoreManifest, tail: NDArray[Any]) -> NDArray[np.bool_]:

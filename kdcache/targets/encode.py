@@ -31,6 +31,7 @@ class EncodedBatch:
         label_log_prob: (B,) float32, log p of the label in nats.
         correct: (B,) bool, the most probable class is the label.
         num_classes: K.
+        sample_index, sample_count: (B, N) int64 or None, see `sampled.encode_sampled`.
     """
 
     index: Tensor
@@ -40,6 +41,8 @@ class EncodedBatch:
     label_log_prob: Tensor
     correct: Tensor
     num_classes: int
+    sample_index: Tensor | None = None
+    sample_count: Tensor | None = None
 
     def columns(self) -> dict[str, Tensor]:
         """CPU tensors under the names of the store's arrays."""
@@ -50,6 +53,8 @@ class EncodedBatch:
             "label": self.label,
             "label_log_prob": self.label_log_prob,
         }
+        if self.sample_index is not None and self.sample_count is not None:
+            columns |= {"sample_index": self.sample_index, "sample_count": self.sample_count}
         return {name: column.cpu() for name, column in columns.items()}
 
     def targets(self) -> SoftTargets:
@@ -61,6 +66,8 @@ class EncodedBatch:
             label=self.label,
             label_log_prob=self.label_log_prob,
             num_classes=self.num_classes,
+            sample_index=self.sample_index,
+            sample_count=self.sample_count,
         )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdcache.targets.encode import encode_topk
-from kdcache.targets.sampled import encode_sampled
+from kdcache.targets.sampled import draw_uniforms, encode_sampled
 from kdcache.targets.soft import SoftTargets
 
 CLASSES = 12
@@ -39,7 +40,8 @@ def batch(seed: int = 0, rows: int = 8, classes: int = CLASSES, scale: float = 3
 
 def samples(of: Batch) -> tuple[Tensor, Tensor]:
     """Fifty draws per row."""
-    return encode_sampled(of.teacher, draws=50, generator=torch.Generator().manual_seed(9))
+    uniforms = draw_uniforms(np.arange(len(of.teacher)), seed=9, view=0, draws=50)
+    return encode_sampled(of.teacher, torch.from_numpy(uniforms))
 
 
 @dataclass(frozen=True)
