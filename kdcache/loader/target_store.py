@@ -81,12 +81,11 @@ class _MappedTable:
             label=torch.from_numpy(self.labels[chosen]),
             label_log_prob=torch.from_numpy(kept.label_log_prob[chosen].astype(np.float32)),
             num_classes=num_classes,
-            **{
-                name: torch.from_numpy(kept.optional[name][chosen].astype(np.int64))
-                for name in SAMPLED
-                if name in kept.optional
-            },
         )
+        sampled = {name: kept.optional[name][chosen].astype(np.int64) for name in SAMPLED if name in kept.optional}
+        if sampled:
+            index, count = (torch.from_numpy(sampled[name]) for name in SAMPLED)
+            targets = replace(targets, sample_index=index, sample_count=count)
         return narrow(targets, self.topk).to(self.device, non_blocking=True)
 
 
