@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
     frozenset({"targets", "views", "store"}),
-    frozenset({"specs", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code"}),
+    frozenset({"specs", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code", "urls"}),
 )
 ROOMS = frozenset({"targets", "views", "store"})
 
@@ -37,7 +37,9 @@ CONFINED = {
     "click": ("kdcache.cli",),
     "zarr": ("kdcache.store",),
     "numcodecs": ("kdcache.store",),
-    "fsspec": ("kdcache.store.location",),
+    "obstore": ("kdcache.store.location",),
+    "fsspec": (),
+    "boto3": (),
     "dask": ("kdcache.parallel",),
     "distributed": ("kdcache.parallel",),
     "timm": ("kdcache.models.timm_adapter",),

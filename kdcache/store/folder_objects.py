@@ -1,0 +1,138 @@
+"""A local folder as objects under names: what `Location` does for paths and file:// URLs, without any library.
+
+Reads are guarded and writes durable as in `files`. Versions are digests of the content, compared under a lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.errors import HostileStoreError, NotFoundError
+from kdcache.store.files import PARTIAL, as_store_errors, make_folder, sync_folder, write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One object of a listing: its name under the location, its bytes, and when it was written (server's seconds)."""
+
+    name: str
+    size: int
+    modified: float
+
+
+class FolderObjects:
+    """Objects of one folder; names are relative paths that `Location` has checked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, name: str, *, limit: int | None) -> tuple[bytes, Mapping[str, str]]:
+        """Content and version; NotFoundError when there is no such file, HostileStoreError above `limit`."""
+        path = self.root / name
+        with as_store_errors(path):
+            try:
+                data = path.read_bytes() if limit is None else self._read_at_most(path, limit)
+            except (FileNotFoundError, IsADirectoryError) as error:
+                raise NotFoundError(f"{path}: there is no such file") from error
+        return data, _version(data)
+
+    def _read_at_most(self, path: Path, limit: int) -> bytes:
+        size = path.stat().st_size
+        if size > limit:
+            raise HostileStoreError(f"{path}: {size} bytes; expected at most {limit}")
+        with open(path, "rb") as file:
+            return file.read(limit)
+
+    def put(self, name: str, data: bytes) -> Mapping[str, str]:
+        """Write durably, whole or not at all; the version written."""
+        path = self.root / name
+        make_folder(path.parent)
+        write_atomic(path, data)
+        return _version(data)
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write unless the name is taken; False when it is. A hard link makes it one step."""
+        path = self.root / name
+        make_folder(path.parent)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        with as_store_errors(path):
+            try:
+                write_atomic(temporary, data)
+                os.link(temporary, path)
+                sync_folder(path.parent)
+                return True
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def replace(self, name: str, data: bytes, version: Mapping[str, str]) -> Mapping[str, str] | None:
+        """Write if the content still is the given version; None when it is not."""
+        with self._locked(name):
+            try:
+                _, current = self.get(name, limit=None)
+            except NotFoundError:
+                return None
+            return self.put(name, data) if current == version else None
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        folder = (self.root / name).parent
+        if not folder.is_dir():
+            yield
+            return
+        with as_store_errors(folder):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):  # a file system without locks: the content comparison alone decides
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def list(self, under: str) -> Iterator[Entry]:
+        """Every file under a folder, by name; none when the folder is absent."""
+        start = self.root / under if under else self.root
+        for folder, folders, files in os.walk(start):
+            folders.sort()
+            for file in sorted(files):
+                path = Path(folder) / file
+                try:
+                    info = path.lstat()
+                except FileNotFoundError:
+                    continue  # removed since the folder was listed
+                if not file.endswith(PARTIAL):
+                    name = path.relative_to(self.root).as_posix()
+                    yield Entry(name=name, size=info.st_size, modified=info.st_mtime)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Remove files (absent ones are fine) and the folders that this leaves empty."""
+        for name in names:
+            path = self.root / name
+            with as_store_errors(path):
+                path.unlink(missing_ok=True)
+                for folder in path.parents:
+                    if folder == self.root:
+                        break
+                    try:
+                        folder.rmdir()
+                    except OSError:
+                        break  # not empty, or gone already
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None when there is none."""
+        try:
+            return (self.root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _version(data: bytes) -> Mapping[str, str]:
+    return {"e_tag": hashlib.sha256(data).hexdigest()}
