@@ -44,11 +44,13 @@ def batch_bounds(num_rows: int, batch_size: int, *, world_size: int = 1) -> list
 
     Every row is in exactly one batch. A remainder of less than half a batch is joined with the batch before and the
     two are cut in halves: a last batch of one row would break batch normalisation and get the weight of a full one.
+    The cuts do not depend on the number of processes, with one exception: where every process has one row per step
+    and a remainder has no row for each, it joins the batch before.
 
     Args:
         num_rows: N.
         batch_size: global batch, in rows; a multiple of world_size.
-        world_size: number of processes; starts are multiples of it, so that every process has its share of each.
+        world_size: number of processes; each has at least one row of every batch.
 
     Raises:
         ConfigError: the batch does not divide among the processes, or there are fewer rows than processes.
@@ -60,11 +62,10 @@ def batch_bounds(num_rows: int, batch_size: int, *, world_size: int = 1) -> list
     if num_rows < world_size:
         raise ConfigError(f"{num_rows} rows for {world_size} processes; expected at least one row each")
     starts = list(range(0, num_rows, batch_size))
-    if len(starts) > 1 and num_rows - starts[-1] < max(batch_size / 2, world_size):
-        half = -(-(num_rows - starts[-2]) // 2)
-        starts[-1] = starts[-2] + -(-half // world_size) * world_size
-        if num_rows - starts[-1] < world_size:  # not enough rows for two: one batch, larger by less than world_size
-            starts.pop()
+    if len(starts) > 1 and num_rows - starts[-1] < batch_size / 2:
+        starts[-1] = starts[-2] + -(-(num_rows - starts[-2]) // 2)
+    if num_rows - starts[-1] < world_size:  # only with one row each per step: some process would have none
+        starts.pop()
     return list(zip(starts, [*starts[1:], num_rows], strict=True))
 
 
@@ -92,5 +93,7 @@ def epoch_batches(
         ConfigError: as `epoch_order` and `batch_bounds`.
     """
     order = epoch_order(num_rows, seed=seed, epoch=epoch, world_size=world_size, rank=rank, shuffle=shuffle)
-    share = [-(-start // world_size) for start, _ in batch_bounds(num_rows, batch_size, world_size=world_size)]
-    return np.split(order, share[1:])
+    bounds = batch_bounds(num_rows, batch_size, world_size=world_size)
+    # positions p of the common order with p % world_size == rank: the first at or after `start` is the share's cut
+    share = [-(-(start - rank) // world_size) for start, _ in bounds[1:]]
+    return np.split(order, share)

@@ -16,7 +16,10 @@ from tests.integration.distill_setup import finish, start, write_data_and_store
 
 DISTILL = ("-m", "kdcache", "distill", "--store", "store.zarr", "--seed", "3", "--json", "-q")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port")
-LINEAR = ("--student", "student.py:factory", "--batch-size", "50", "--epochs", "3", "--augment", "cifar")
+LINEAR = (
+    *("--student", "student.py:factory", "--batch-size", "70", "--epochs", "3", "--augment", "cifar"),  # 70: 300 rows
+    *("--accumulate", "2", "--clip-grad", "0.5", "--ema", "0.9"),  # end in two short steps of 45 and 45
+)
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def _epochs_logged(run: Path) -> int:
 
 
 def test_a_run_killed_by_the_system_resumes_to_the_same_bits(work: Path) -> None:
-    options = ("--epochs", "60", "--ema", "0.9", "--augment", "cifar")
+    options = ("--epochs", "60", "--ema", "0.9", "--augment", "cifar", "--accumulate", "2", "--early-stop", "55")
     straight = start(work, *DISTILL, *options, "--out", "straight")
     killed = start(work, *DISTILL, *options, "--out", "killed")
     while killed.poll() is None and _epochs_logged(work / "killed") < 3:
