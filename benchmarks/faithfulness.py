@@ -149,7 +149,7 @@ class Study:
         found = {}
         for rate in tuning["lrs"]:
             config = self._config(name, tuning["seed"], lr=rate, epochs=tuning["epochs"], split=self._data["tune"])
-            settings = {**self._settings(name), "lr": rate, **tuning}
+            settings = {**self._settings(name), "lr": rate, "epochs": tuning["epochs"], "seed": tuning["seed"]}
             figures = self.cell(
                 f"tune-{name}-{rate:g}",
                 settings,

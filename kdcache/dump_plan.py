@@ -16,7 +16,7 @@ from kdcache.datasets.cards import load_card, open_dataset
 from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.source import DataSource
 from kdcache.errors import ConfigError
-from kdcache.loader.inputs import example_tensor
+from kdcache.loader.inputs import example_tensor, views_device
 from kdcache.progress import note
 from kdcache.specs import (
     FORMAT_VERSION,
@@ -206,15 +206,19 @@ def load_policy(name: str, *, seed: int) -> ViewPolicy | None:
     return policy if policy.ops else None
 
 
-def recorded_views(plan: DumpPlan, *, num_views: int) -> ViewSpec:
-    """The policy's identity with canaries: a few replayed views whose pixels every later reader can compare."""
+def recorded_views(plan: DumpPlan, *, num_views: int, device: torch.device | None = None) -> ViewSpec:
+    """The policy's identity with canaries: a few replayed views whose pixels every later reader can compare.
+
+    Args:
+        device: where the dump makes its views as batches; None is image by image.
+    """
     policy = plan.policy
     if policy is None:
         return plan.views
     canaries = make_canaries(
-        policy, lambda row: example_tensor(plan.source, row), plan.data.num_rows, num_views=num_views
+        policy, lambda row: example_tensor(plan.source, row), plan.data.num_rows, num_views=num_views, device=device
     )
-    return policy.spec(libraries=view_libraries(), canaries=canaries)
+    return policy.spec(libraries=view_libraries(device), canaries=canaries)
 
 
 def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> StoreManifest:
@@ -228,7 +232,11 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
         format_version=FORMAT_VERSION,
         dataset=plan.data,
         teacher=teacher.spec,
-        views=recorded_views(plan, num_views=config.views),
+        views=recorded_views(
+            plan,
+            num_views=config.views,
+            device=views_device(plan.source, teacher.preprocessing, plan.policy, teacher.device),
+        ),
         codec=CodecSpec(topk=plan.topk, precision=config.precision, fields=tuple(sorted(shapes))),
         num_views=config.views,
         block_rows=block_rows_for(plan.data.num_rows),

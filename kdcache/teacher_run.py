@@ -96,7 +96,7 @@ class TeacherRun:
         self._source = source
         self._teacher = teacher
         self._codec = codec
-        self._reader = InputReader(source, teacher.preprocessing, policy, workers=workers)
+        self._reader = InputReader(source, teacher.preprocessing, policy, workers=workers, device=teacher.device)
 
     @classmethod
     def for_store(

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     default="cycle",
     help="Which view an epoch shows: epoch mod V, or a fresh order of all V every V epochs.",
 )
+@option(
+    "--allow-view-drift",
+    is_flag=True,
+    default=False,
+    help="Train even if the store's views come out with other pixels here.",
+)
 @option("--seed", kind=CommaList(int), default="0", help="One or several: 0,1,2. Weights, order, augmentation.")
 @training_options
 @json_option

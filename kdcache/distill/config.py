@@ -26,6 +26,7 @@ class DistillConfig(TrainingOptions):
         eval_store: a store over the evaluation rows, to measure agreement with the teacher there.
         views: how many of the stored views to train on, the first ones; None is all.
         view_order: "cycle" (epoch e shows view e mod V) or "random" (a fresh order of all V views every V epochs).
+        allow_view_drift: train even if the store's canary views come out with other pixels here.
     """
 
     store: str = ""
@@ -41,6 +42,7 @@ class DistillConfig(TrainingOptions):
     eval_store: str = ""
     views: int | None = None
     view_order: str = "cycle"
+    allow_view_drift: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

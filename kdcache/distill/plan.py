@@ -19,8 +19,9 @@ from kdcache.datasets.cards import Card, open_dataset
 from kdcache.datasets.identity import check_identity
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.distill.config import DistillConfig
+from kdcache.distill.views import check_replay, shown_views
 from kdcache.errors import ConfigError, IncompatibleError
-from kdcache.loader.inputs import InputReader, example_tensor
+from kdcache.loader.inputs import InputReader
 from kdcache.loader.target_store import TargetStore, open_store
 from kdcache.metrics import Evaluation
 from kdcache.models.registry import BuiltModel
@@ -40,12 +41,8 @@ from kdcache.training.setup import (
     default_run_name,
     evaluation_on,
     evaluation_split,
-    random_augmentation,
 )
 from kdcache.version import __version__
-from kdcache.views.canary import check_canaries
-from kdcache.views.policy import ViewPolicy
-from kdcache.views.sampling import view_for_epoch
 
 KEPT_BY = {  # dump-teacher's option, for each field that not every store holds
     "sample_index": "--samples 50",
@@ -78,7 +75,7 @@ class DistillPlan:
             raise ConfigError("no student was named and the data card has no default", hint="name one with --student")
         self._split = self.store.manifest.dataset.split
         self._eval_split = config.eval_split or evaluation_split(self._card, self._split)
-        self._policy, self._view_of_epoch = self._views(config.augment or defaults.get("augment"))
+        self._shown = shown_views(self.store, config, config.augment or defaults.get("augment"))
         self.folder = Path(config.out) if config.out else self._default_folder()
 
     def prepare(self) -> None:
@@ -94,7 +91,6 @@ class DistillPlan:
             sample=len(self._source) if whole else ROWS_READ_FIRST,
         )
         self._unseen = None if whole or manifest.dataset.identity == "weak" else self.store.row_digests
-        self._check_views()
         self._test: DataSource = open_dataset(self._dataset, split=self._eval_split, root=config.data_root)
         if self._test.num_classes != manifest.dataset.num_classes:
             raise IncompatibleError(
@@ -104,6 +100,15 @@ class DistillPlan:
             )
         self.student: BuiltModel = build_for_training(
             self._student, self._source, self._card, seed=self.training.seed, device=self._processes.device
+        )
+        check_replay(
+            self._shown,
+            self.store,
+            self._source,
+            self.student.preprocessing,
+            self._processes.device,
+            allow_drift=config.allow_view_drift,
+            targets_used=self._reads_store,
         )
         if manifest.dataset.identity == "weak":
             note("identity: weak - only labels and length of the data set could be checked against the store")
@@ -128,10 +133,10 @@ class DistillPlan:
         reader = InputReader(
             self._source,
             self.student.preprocessing,
-            self._policy,
+            self._shown.policy,
             workers=self._config.workers,
             device=self._processes.device,
-            stored_params=self.store.view_params if self.store.manifest.views.ops else None,
+            stored_params=self.store.view_params if self._shown.recorded else None,
         )
         return TrainingFeed(
             reader,
@@ -142,7 +147,7 @@ class DistillPlan:
             world_size=self._processes.world_size,
             store=self.store if self._reads_store else None,
             topk=self._topk,
-            view_of_epoch=self._view_of_epoch,
+            view_of_epoch=self._shown.of_epoch,
             digests=self._unseen,
         )
 
@@ -174,15 +179,14 @@ class DistillPlan:
                 "alpha": self._method.checked_alpha(self._alpha) if self._method.default_alpha is not None else None,
                 "options": self._method.checked_options(self._options),
                 "training": self.training.decides(),
-                "augment": self._policy.spec() if self._policy is not None else None,
+                "augment": self._shown.policy.spec() if self._shown.policy is not None else None,
                 "dataset": self._dataset,
                 "split": self._split,
                 "eval_split": self._eval_split,
                 "content_digest": manifest.dataset.content_digest,
                 "store_key": manifest.store_key,
                 "store_root_digest": manifest.root_digest,
-                "views": self._num_views,
-                "view_order": self._config.view_order,
+                **self._shown.decides,
                 "processes": self._processes.world_size,
             }
         )
@@ -207,44 +211,6 @@ class DistillPlan:
             "kdcache": __version__,
             **asdict(self.training),
         }
-
-    def _views(self, augment: str | None) -> tuple[ViewPolicy | None, Callable[[int], int]]:
-        spec, count = self.store.manifest.views, self.store.num_views
-        if spec.ops:
-            if self._config.augment not in (None, "", spec.policy):
-                raise ConfigError(
-                    f"augment {self._config.augment!r}: {self.store.location} holds {count} views of {spec.policy!r}, "
-                    "and the student must see the pixels the teacher saw",
-                    hint="leave --augment out",
-                )
-            return ViewPolicy.from_spec(spec), self._chosen_views(count)
-        self._chosen_views(count)
-        policy = random_augmentation(augment, seed=self._config.seed)
-        return policy, lambda epoch: epoch
-
-    def _chosen_views(self, stored: int) -> Callable[[int], int]:
-        """Which stored view an epoch shows."""
-        asked, order, seed = self._config.views, self._config.view_order, self.training.seed
-        if asked is not None and asked < 1:
-            raise ConfigError(f"views: expected at least 1, found {asked}")
-        if asked is not None and asked > stored:
-            raise IncompatibleError(
-                f"{self.store.location}: {asked} views asked for, the store holds {stored}",
-                hint=f"use --views {stored} or less, or dump more with kdcache dump-teacher --views {asked}",
-            )
-        self._num_views = asked or stored
-        view_for_epoch(0, self._num_views, order=order, seed=seed)  # an unknown order is refused here, not later
-        return lambda epoch: view_for_epoch(epoch, self._num_views, order=order, seed=seed)
-
-    def _check_views(self) -> None:
-        """Replay the store's canary views: the student must see the pixels the teacher saw."""
-        spec = self.store.manifest.views
-        if self._policy is not None and spec.canaries:
-            report = check_canaries(
-                self._policy, spec, lambda row: example_tensor(self._source, row), self.store.num_rows
-            )
-            if report.warning:
-                note(report.warning)
 
     def _default_folder(self) -> Path:
         name = default_run_name(

@@ -1,7 +1,8 @@
 """Model inputs by row number: gathered from memory where the data set is an array, else decoded by worker processes.
 
 Workers ship uint8 pixels and row numbers only; normalisation runs per batch on the device, and soft targets never pass
-through a worker (shipping them caps a loader at 0.2 M rows/s). No targets and no order here.
+through a worker (shipping them caps a loader at 0.2 M rows/s). Crop and flip of an array's rows run on the device too,
+as one batch of uint8. No targets and no order here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms.v2 import functional as image_functional
 
 from kdcache.datasets.identity import row_digests
 from kdcache.datasets.source import ArraySource, DataSource
@@ -62,7 +62,10 @@ class InputReader:
         self._preprocessing = preprocessing
         self._policy = policy
         self._device = torch.device(device)
-        self._array = _resident_array(source, preprocessing, policy, self._device)
+        self.views_on = views_device(source, preprocessing, policy, self._device)
+        # Ops without a kernel for a batch run one by one: on the CPU, whose pixels the single-image path gives.
+        place = torch.device("cpu") if policy is not None and self.views_on is None else self._device
+        self._array = _resident_array(source, preprocessing, policy, place)
         self._decoder = None if self._array is not None else _Decoder(source, preprocessing, policy)
         self._requests = _Requests()
         self._loader = self._build_loader(workers)
@@ -128,6 +131,8 @@ class InputReader:
                 else:
                     outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
                 self._last = (rows, view, self._policy.pack(outcomes))
+                if self.views_on is not None:  # an array too large for the device: its uint8 rows go there first
+                    inputs = inputs.to(self.views_on, non_blocking=True)
                 inputs = self._policy.apply_batch(inputs, outcomes)
             yield self._preprocessing.batch(inputs.to(self._device, non_blocking=True)), rows
 
@@ -218,6 +223,7 @@ class _Decoder(Dataset[_Answer]):
     def _answer(self, request: _Request) -> _Answer:
         rows = request.rows
         examples = [_as_tensor(self._source.example(int(row))) for row in rows]
+        shapes = [tuple(example.shape) for example in examples]
         params = None
         if self._policy is not None:
             sizes = np.array([example.shape[-2:] for example in examples], dtype=np.int64)
@@ -227,16 +233,14 @@ class _Decoder(Dataset[_Answer]):
                 outcomes = self._policy.sample(rows, request.view, sizes=sizes, num_rows=len(self._source))
             examples = [self._policy.apply(example, outcomes[i]) for i, example in enumerate(examples)]
             params = torch.from_numpy(self._policy.pack(outcomes))
-        sized = [self._to_model_size(example) for example in examples]
+        sized = [self._to_model_size(example, size) for example, size in zip(examples, shapes, strict=True)]
         digests = row_digests(self._source, rows) if request.digests else np.zeros(0, dtype=np.uint16)
         return self._stacked(sized, rows), torch.from_numpy(digests), params
 
-    def _to_model_size(self, example: Tensor) -> Tensor:
-        crop = self._preprocessing.spec.crop
-        if self._policy is not None and self._policy.squashes and crop is not None:
+    def _to_model_size(self, example: Tensor, size: tuple[int, ...]) -> Tensor:
+        if self._policy is not None and self._policy.squashes:
             # A free box is the view: resizing its shorter side and cutting the centre would cut it a second time.
-            sized: Tensor = image_functional.resize(example, [crop, crop], antialias=True)
-            return sized
+            return self._preprocessing.squash(example, (size[-2], size[-1]))
         return self._preprocessing.per_example(example)
 
     def _stacked(self, examples: list[Tensor], rows: NDArray[np.int64]) -> Tensor:
@@ -248,6 +252,23 @@ class _Decoder(Dataset[_Answer]):
                     hint="use a model or card whose preprocessing resizes and crops",
                 )
         return torch.stack(examples)
+
+
+def views_device(
+    source: DataSource, preprocessing: Preprocessing, policy: ViewPolicy | None, device: torch.device
+) -> torch.device | None:
+    """Where a reader makes views: the device whose batched kernels make them, or None for image by image on the CPU.
+
+    Batched: rows of an array in memory, and a policy of crop and flip alone. The pixels are the same either way.
+    """
+    batched = policy is not None and policy.is_batched and _is_gathered(source, preprocessing, policy)
+    return device if batched else None
+
+
+def _is_gathered(source: DataSource, preprocessing: Preprocessing, policy: ViewPolicy | None) -> bool:
+    return (
+        isinstance(source, ArraySource) and not preprocessing.spatial and not (policy is not None and policy.squashes)
+    )
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -268,7 +289,7 @@ def _resident_array(
     source: DataSource, preprocessing: Preprocessing, policy: ViewPolicy | None, device: torch.device
 ) -> Tensor | None:
     """All examples as one tensor, images channels first, or None when they must be decoded or resized one by one."""
-    if not isinstance(source, ArraySource) or preprocessing.spatial or (policy is not None and policy.squashes):
+    if not (isinstance(source, ArraySource) and _is_gathered(source, preprocessing, policy)):
         return None
     array = torch.from_numpy(source.examples if source.examples.flags.writeable else source.examples.copy())
     if array.dtype == torch.uint8 and array.ndim == 4:

@@ -82,6 +82,25 @@ class Preprocessing:
             image = image_functional.center_crop(image, [self._numbers.crop, self._numbers.crop])
         return image
 
+    def squash(self, box: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring a crop box of any size and aspect ratio to exactly the model's input, without cutting it again.
+
+        Args:
+            box: uint8 (C, H, W), cut from an image.
+            size: height and width of that image: the input of a model that takes images as they are.
+
+        Returns:
+            uint8 (C, h, w): the model's crop, else (when the model does not resize either) the image's own size. What a
+            user's callable or a shorter side without a crop makes of the box is theirs.
+        """
+        if self._function is not None or (self._numbers.crop is None and self._numbers.resize is not None):
+            return self.per_example(box)
+        target = list(size) if self._numbers.crop is None else [self._numbers.crop, self._numbers.crop]
+        mode = InterpolationMode(self._numbers.interpolation)
+        antialias = self._numbers.interpolation != "nearest"
+        sized: Tensor = image_functional.resize(box, target, interpolation=mode, antialias=antialias)
+        return sized
+
     def batch(self, inputs: Tensor) -> Tensor:
         """Scale and normalise a batch on its own device.
 

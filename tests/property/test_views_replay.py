@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdcache.canonical import canonical_json, from_json, to_json
 from kdcache.specs import ViewSpec
+from kdcache.views import pixels
 from kdcache.views.mixing import mixing_of
 from kdcache.views.ops import (
     ColourJitter,
@@ -130,6 +131,41 @@ def test_a_batch_has_the_pixels_of_its_images(policy: ViewPolicy, height: int, w
     batch = policy.apply_batch(torch.stack(images), outcomes)
     single = torch.stack([policy.apply(image, outcome) for image, outcome in zip(images, outcomes, strict=True)])
     assert torch.equal(batch, single)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ops=st.lists(
+        st.builds(PadCrop, padding=st.integers(1, 20)) | st.builds(HorizontalFlip, probability=FRACTION),
+        min_size=1,
+        max_size=4,
+    ),
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    channels=st.sampled_from([1, 3, 4]),
+    seed=st.integers(0, 2**63),
+)
+def test_every_kernel_of_crop_and_flip_makes_the_same_pixels(
+    ops: list[Op], height: int, width: int, channels: int, seed: int
+) -> None:
+    """Image by image, the CPU's batch, and the batch of other devices, here run on the CPU: tolerance 0."""
+    policy = ViewPolicy(name="drawn", ops=tuple(ops), seed=seed)
+    assert policy.is_batched
+    sizes = np.tile(np.array([[height, width]]), (N, 1))
+    images, outcomes = _images(sizes, channels), _draw(policy, sizes, np.arange(N))
+    single = torch.stack([policy.apply(image, outcome) for image, outcome in zip(images, outcomes, strict=True)])
+    assert torch.equal(policy.apply_batch(torch.stack(images), outcomes), single)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            pixels,
+            "_crop_windows",
+            lambda batch, top, left, padding: pixels._crop_windows_any_device(
+                torch.nn.functional.pad(batch, [padding] * 4), top, left, *batch.shape[-2:]
+            ),
+        )
+        assert torch.equal(policy.apply_batch(torch.stack(images), outcomes), single)
+    if torch.cuda.is_available():
+        assert torch.equal(policy.apply_batch(torch.stack(images).cuda(), outcomes).cpu(), single)
 
 
 SIZES = np.stack([np.arange(40, 40 + N), np.arange(60, 60 - N, -1)], axis=1)

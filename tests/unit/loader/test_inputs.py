@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as image_functional
 
 from kdcache.datasets.files import FileSource, open_image_folder
 from kdcache.datasets.identity import row_digests
@@ -16,6 +17,7 @@ from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.loader import InputReader
 from kdcache.models.preprocess import Preprocessing
 from kdcache.specs import PreprocessingSpec
+from kdcache.views.ops import ColourJitter, HorizontalFlip, PadCrop, RandomResizedCrop
 from kdcache.views.policy import ViewPolicy
 from tests.small_store import small_source
 
@@ -157,3 +159,88 @@ def test_recorded_outcomes_are_replayed_not_drawn_again(images: FileSource, work
 def test_a_policy_that_mixes_examples_is_refused() -> None:
     with pytest.raises(ConfigError, match="mixes"):
         InputReader(small_source(8), PLAIN, ViewPolicy.from_preset("patient"))
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_a_free_crop_box_is_resized_to_exactly_the_models_input(images: FileSource, workers: int | None) -> None:
+    """Aspect ratio and all: "resize the shorter side, cut the centre" would cut the box a second time."""
+    source = small_source(8) if workers is None else images
+    policy = ViewPolicy(ops=(RandomResizedCrop(scale=(0.2, 0.6)), HorizontalFlip()), seed=3)
+    sized = Preprocessing(PreprocessingSpec(resize=12, crop=9, mean=(0.5,), std=(0.2,)))
+    reader = InputReader(source, sized, policy, workers=workers or 0)
+    assert not reader.in_memory  # boxes of many sizes make no batch before the resize
+    assert reader.views_on is None
+    rows = np.arange(8)
+    ((inputs, _),) = reader.batches([rows], view=2)
+    raw = [torch.from_numpy(source.example(int(row)).copy()).permute(2, 0, 1) for row in rows]
+    sizes = np.array([image.shape[-2:] for image in raw])
+    outcomes = policy.sample(rows, 2, sizes=sizes, num_rows=8)
+    boxes = [policy.apply(image, outcome) for image, outcome in zip(raw, outcomes, strict=True)]
+    assert len({box.shape for box in boxes}) > 1
+    expected = torch.stack([image_functional.resize(box, [9, 9], antialias=True) for box in boxes])
+    assert torch.equal(inputs, sized.batch(expected))
+
+
+def test_a_free_box_fills_the_image_again_where_the_model_takes_images_as_they_are() -> None:
+    source = small_source(8)
+    policy = ViewPolicy.from_preset("imagenet", seed=3)
+    ((inputs, _),) = InputReader(source, PLAIN, policy).batches([np.arange(8)])
+    assert inputs.shape == (8, 1, 6, 6)
+
+
+def test_a_users_preprocessing_with_numbers_is_resized_by_its_numbers() -> None:
+    """It is identified by its file, but a box must still come to its crop in one step."""
+    sized = Preprocessing(PreprocessingSpec(resize=12, crop=9)).named("mine.py:factory")
+    box = torch.arange(3 * 4 * 10, dtype=torch.uint8).reshape(3, 4, 10)
+    assert torch.equal(sized.squash(box, (30, 40)), image_functional.resize(box, [9, 9], antialias=True))
+    called = Preprocessing(PreprocessingSpec(code="mine.py:factory"), lambda image: image[:, :2, :2] / 255)
+    assert called.squash(box, (30, 40)).shape == (3, 2, 2)
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.dtype]]:
+    """Device and type of every batch of images that `apply_batch` was given."""
+    seen: list[tuple[str, torch.dtype]] = []
+    true_apply = ViewPolicy.apply_batch
+
+    def apply_batch(self: ViewPolicy, images: torch.Tensor, outcomes: np.ndarray) -> torch.Tensor:
+        seen.append((images.device.type, images.dtype))
+        return true_apply(self, images, outcomes)
+
+    monkeypatch.setattr(ViewPolicy, "apply_batch", apply_batch)
+    return seen
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_crop_and_flip_run_on_the_device_as_one_batch_of_bytes(
+    devices: list[tuple[str, torch.dtype]], monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    """`meta` stands for an accelerator: it has a device's name and no pixels, so only the way is tested."""
+    if not fits:
+        monkeypatch.setattr("kdcache.loader.inputs.RESIDENT_BYTES", 0)
+    reader = InputReader(small_source(10), PLAIN, ViewPolicy.from_preset("cifar"), device="meta")
+    assert reader.views_on == torch.device("meta")
+    ((inputs, _),) = reader.batches(BATCHES[:1])
+    assert devices == [("meta", torch.uint8)]
+    assert inputs.device.type == "meta"
+    assert inputs.shape == (3, 1, 6, 6)
+
+
+def test_ops_without_a_batched_kernel_stay_on_the_cpu(devices: list[tuple[str, torch.dtype]]) -> None:
+    policy = ViewPolicy(ops=(PadCrop(), ColourJitter(brightness=0.4)), seed=1)
+    reader = InputReader(small_source(10), PLAIN, policy, device="meta")
+    assert reader.views_on is None
+    ((inputs, _),) = reader.batches(BATCHES[:1])
+    assert devices == [("cpu", torch.uint8)]
+    assert inputs.device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_views_made_on_a_gpu_are_the_cpus_bit_for_bit() -> None:
+    source, policy = small_source(200), ViewPolicy.from_preset("cifar", seed=4)
+    raw = Preprocessing(PreprocessingSpec())
+    here, there = (InputReader(source, raw, policy, device=device) for device in ("cpu", "cuda"))
+    rows = np.arange(200)
+    for view in range(3):
+        ((one, _),), ((other, _),) = here.batches([rows], view=view), there.batches([rows], view=view)
+        assert torch.equal((one * 255).round(), (other * 255).round().cpu())
