@@ -65,7 +65,7 @@ class EpochTally:
             mask = torch.cat(masks)
             losses, right, rows = losses.masked_fill(~mask, 0.0), right & mask, mask.sum()
             agreeing = None if agreeing is None else agreeing & mask
-        found = [rows, losses.sum(), right.sum()]
+        found = [rows, losses.double().sum(), right.sum()]  # finite losses of a diverging student overflow float32
         if agreeing is not None:
             found += [rows, agreeing.sum()]
         self._sums[: len(found)] += torch.stack([value.double() for value in found])

@@ -51,6 +51,7 @@ def write_data(folder: Path, tau2: float, *, sigma: float, folds: int, seed: int
     rng = np.random.default_rng([seed, round(1000 * tau2), folds])
     directions = class_directions(tau2, rng)
     bends = [(rng.standard_normal((INPUTS, INPUTS)), rng.uniform(0, 2 * np.pi, INPUTS)) for _ in range(folds)]
+    scale = np.float32(np.sqrt(INPUTS / (1 + sigma**2)))  # entries of variance about 1
     arrays: dict[str, NDArray[np.generic]] = {}
     for split, whole in SPLITS.items():
         rows = max(CLASSES, int(whole * share))
@@ -58,7 +59,7 @@ def write_data(folder: Path, tau2: float, *, sigma: float, folds: int, seed: int
         x = directions[labels] + sigma / np.sqrt(INPUTS) * rng.standard_normal((rows, INPUTS))
         for matrix, phase in bends:
             x = x + np.sin(x @ matrix.T + phase) / np.sqrt(INPUTS)
-        arrays[f"{split}_inputs"] = x.astype(np.float32) * np.float32(np.sqrt(INPUTS))  # entries of order 1
+        arrays[f"{split}_inputs"] = x.astype(np.float32) * scale
         arrays[f"{split}_labels"] = labels.astype(np.int64)
     np.savez(folder / "data.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub takes no mapping of arrays
     splits = "\n".join(f'{split} = "{split}"' for split in SPLITS)
