@@ -69,7 +69,7 @@ class DistillPlan:
         self.training: TrainingConfig = config.training({**defaults, **ours})
         self._temperature, self._alpha, self._options = _method_settings(config, self._method, defaults, ours)
         self._topk = _choose_topk(config.topk, self._method.default_topk, self.store)
-        _check_needs(self._method, self.store)
+        _check_needs(self._method, self.store, config.views)
         self._student = config.student or defaults.get("student", "")
         if not self._student:
             raise ConfigError("no student was named and the data card has no default", hint="name one with --student")
@@ -148,6 +148,7 @@ class DistillPlan:
             store=self.store if self._reads_store else None,
             topk=self._topk,
             view_of_epoch=self._shown.of_epoch,
+            second_of_epoch=self._shown.beside_epoch if "view 2" in self._method.needs else None,
             digests=self._unseen,
         )
 
@@ -247,11 +248,15 @@ def _choose_topk(asked: int | None, default: int | None, store: TargetStore) -> 
     return asked
 
 
-def _check_needs(method: Method, store: TargetStore) -> None:
+def _check_needs(method: Method, store: TargetStore, views: int | None) -> None:
     manifest = store.manifest
     always = ("topk_index", "topk_log_prob", "tail", "label", "label_log_prob")
     for name in method.needs:
         if name == "view 2" and manifest.num_views >= 2:
+            if views == 1:
+                raise ConfigError(
+                    f"method {method.name} needs two views, found --views 1", hint="use --views 2 or more"
+                )
             continue
         if name not in always and name not in manifest.codec.fields:
             option = KEPT_BY.get(name, f"an option that keeps {name}")

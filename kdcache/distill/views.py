@@ -32,6 +32,7 @@ class ShownViews:
     Attributes:
         policy: how views are made; None is the plain example.
         of_epoch: the view of an epoch (counted from 0).
+        beside_epoch: the view that two-view methods see beside it: the next one by number, the first after the last.
         recorded: whether the outcomes are the store's; else the student draws its own.
         decides: what config.json keeps; settings at their defaults are left out.
     """
@@ -39,6 +40,7 @@ class ShownViews:
     policy: ViewPolicy | None
     of_epoch: Callable[[int], int]
     recorded: bool
+    beside_epoch: Callable[[int], int] | None = None
     decides: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -53,7 +55,7 @@ def shown_views(store: TargetStore, config: DistillConfig, augment: str | None) 
         IncompatibleError: more views than stored, or a user's transform that is not the store's.
     """
     spec, count = store.manifest.views, store.num_views
-    of_epoch, decides = _chosen(store, config)
+    of_epoch, shown, decides = _chosen(store, config)
     if not spec.ops:
         return ShownViews(
             policy=random_augmentation(augment, seed=config.seed), of_epoch=lambda epoch: epoch, recorded=False
@@ -68,7 +70,13 @@ def shown_views(store: TargetStore, config: DistillConfig, augment: str | None) 
             hint="leave --augment out",
         )
     policy = ViewPolicy.from_spec(spec, user=user)
-    return ShownViews(policy=policy, of_epoch=of_epoch, recorded=True, decides=decides)
+    return ShownViews(
+        policy=policy,
+        of_epoch=of_epoch,
+        beside_epoch=lambda epoch: (of_epoch(epoch) + 1) % shown,
+        recorded=True,
+        decides=decides,
+    )
 
 
 def check_replay(
@@ -112,8 +120,8 @@ def check_replay(
         )
 
 
-def _chosen(store: TargetStore, config: DistillConfig) -> tuple[Callable[[int], int], Mapping[str, object]]:
-    """Which stored view an epoch shows, and what to remember of that choice."""
+def _chosen(store: TargetStore, config: DistillConfig) -> tuple[Callable[[int], int], int, Mapping[str, object]]:
+    """Which stored view an epoch shows, of how many, and what to remember of that choice."""
     asked, order, stored, seed = config.views, config.view_order, store.num_views, config.seed
     if asked is not None and asked < 1:
         raise ConfigError(f"views: expected at least 1, found {asked}")
@@ -129,7 +137,7 @@ def _chosen(store: TargetStore, config: DistillConfig) -> tuple[Callable[[int], 
         decides["views"] = count
     if order != "cycle":
         decides["view_order"] = order
-    return lambda epoch: view_for_epoch(epoch, count, order=order, seed=seed), decides
+    return lambda epoch: view_for_epoch(epoch, count, order=order, seed=seed), count, decides
 
 
 def _needs_code(ops: tuple[Mapping[str, object], ...]) -> bool:

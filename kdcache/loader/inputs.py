@@ -7,7 +7,8 @@ as one batch of uint8. No targets and no order here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +81,15 @@ class InputReader:
         self,
         batches: Iterable[NDArray[np.int64]],
         *,
-        view: int = 0,
+        view: int | Sequence[int] = 0,
         digests: NDArray[np.uint16] | None = None,
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """Inputs of batches of row numbers, in the order given.
 
         Args:
             batches: arrays of row numbers, (B,) int64 each.
-            view: which view of the policy; without a policy every view is the plain example.
+            view: which view of the policy, one for all batches or one for each; without a policy every view is the
+                plain example.
             digests: (N,) expected digests of the raw examples; each row is compared as it passes.
 
         Yields:
@@ -97,10 +99,11 @@ class InputReader:
             IncompatibleError: a row is not the example the digests were taken from.
             ConfigError: examples of one batch have different sizes.
         """
+        asked = zip(batches, itertools.repeat(view) if isinstance(view, int) else view, strict=False)
         if self._array is not None:
-            yield from self._gathered(self._array, batches, view, digests)
+            yield from self._gathered(self._array, asked, digests)
         else:
-            yield from self._decoded(batches, view, digests)
+            yield from self._decoded(asked, digests)
 
     def view_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
         """The store columns that record which random choices made a view of these rows; empty without a policy."""
@@ -115,12 +118,11 @@ class InputReader:
     def _gathered(
         self,
         array: Tensor,
-        batches: Iterable[NDArray[np.int64]],
-        view: int,
+        asked: Iterable[tuple[NDArray[np.int64], int]],
         digests: NDArray[np.uint16] | None,
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         size = np.array(array.shape[-2:], dtype=np.int64)
-        for rows in batches:
+        for rows, view in asked:
             if digests is not None:
                 _check_digests(self._source, rows, row_digests(self._source, rows), digests)
             inputs = torch.index_select(array, 0, torch.from_numpy(rows).to(array.device, non_blocking=True))
@@ -137,15 +139,15 @@ class InputReader:
             yield self._preprocessing.batch(inputs.to(self._device, non_blocking=True)), rows
 
     def _decoded(
-        self, batches: Iterable[NDArray[np.int64]], view: int, digests: NDArray[np.uint16] | None
+        self, asked: Iterable[tuple[NDArray[np.int64], int]], digests: NDArray[np.uint16] | None
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        asked = list(batches)
+        asked = list(asked)
         stored = self._stored_params if self._policy is not None else None
         self._requests.items = [
             _Request(rows=rows, view=view, digests=digests is not None, params=stored(rows, view) if stored else None)
-            for rows in asked
+            for rows, view in asked
         ]
-        for rows, answer in zip(asked, self._loader, strict=True):
+        for (rows, view), answer in zip(asked, self._loader, strict=True):
             if isinstance(answer, KdcacheError):
                 raise answer
             inputs, found, params = answer

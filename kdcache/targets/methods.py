@@ -311,7 +311,7 @@ _TABLE = (
         source="Jin et al. 2023, CVPR, Multi-Level Logit Distillation",
         status="recalled; without the paper's confidence masks",
         loss=batchwise.mlkd_loss,
-        needs=HEAD,
+        needs=(*HEAD, "view 2"),
         options=(
             Option(
                 name="temperatures",

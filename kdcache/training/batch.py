@@ -31,6 +31,7 @@ class Batch:
             gradient and no figures.
         global_counted: rows of this step over all processes that count; None: all of them. The loss is the mean over
             these.
+        second: inputs (B, ...) and targets of the same rows in another view, for two-view methods.
     """
 
     inputs: Tensor
@@ -40,6 +41,7 @@ class Batch:
     global_rows: int
     mask: Tensor | None = None
     global_counted: int | None = None
+    second: tuple[Tensor, SoftTargets] | None = None
 
     @property
     def counted(self) -> Tensor | int:
@@ -59,10 +61,12 @@ class Batch:
         total = len(self.rows)
         edges = sorted({total * piece // count for piece in range(count + 1)})
         for start, stop in itertools.pairwise(edges):
-            part = slice(start, stop)
-            targets = self.targets
+            part, chosen = slice(start, stop), torch.arange(start, stop, device=self.labels.device)
+            targets, second = self.targets, self.second
             if targets is not None:
-                targets = targets.select(torch.arange(start, stop, device=targets.device))
+                targets = targets.select(chosen)
+            if second is not None:
+                second = (second[0][part], second[1].select(chosen))
             yield replace(
                 self,
                 inputs=self.inputs[part],
@@ -70,6 +74,7 @@ class Batch:
                 rows=self.rows[part],
                 targets=targets,
                 mask=None if self.mask is None else self.mask[part],
+                second=second,
             )
 
 
@@ -85,6 +90,7 @@ class TrainingFeed:
         store: soft targets, or None for training on labels alone.
         topk: classes per row; None takes all that are stored.
         view_of_epoch: which view of inputs (and of the store) an epoch shows.
+        second_of_epoch: which view comes beside it, for two-view methods; None: none.
         digests: (N,) digests of the raw examples, compared as rows pass in the first epoch this process trains.
         mask: (N,) bool, the rows that count; None: all. A row that does not count is read and has no label.
     """
@@ -101,6 +107,7 @@ class TrainingFeed:
         store: TargetStore | None = None,
         topk: int | None = None,
         view_of_epoch: Callable[[int], int] = lambda epoch: 0,
+        second_of_epoch: Callable[[int], int] | None = None,
         digests: NDArray[np.uint16] | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> None:
@@ -112,6 +119,7 @@ class TrainingFeed:
         self._store = store
         self._topk = topk
         self._view_of_epoch = view_of_epoch
+        self._second_of_epoch = second_of_epoch
         self._digests = digests
         self._mask = mask
         self._device_mask = None if mask is None else torch.from_numpy(mask).to(labels.device)
@@ -137,15 +145,27 @@ class TrainingFeed:
             world_size=self._world_size,
             rank=self._rank,
         )
-        view, digests = self._view_of_epoch(epoch), self._digests
-        read = self._inputs.batches(order, view=view, digests=digests)
-        counts = self._global_counts(epoch)
-        for (start, stop), counted, (inputs, rows) in zip(self._bounds, counts, read, strict=True):
-            batch = self._batch(inputs, rows, view, stop - start, counted)
-            if self._store is not None and self._store.num_views > 1:  # one call counts, the others are free
-                self._store.prefetch(self._view_of_epoch(epoch + 1))
+        view = self._view_of_epoch(epoch)
+        second = None if self._second_of_epoch is None else self._second_of_epoch(epoch)
+        read, counts = self._read(order, view, second), self._global_counts(epoch)
+        for (start, stop), counted, (shown, *beside) in zip(self._bounds, counts, read, strict=True):
+            batch = self._batch(*shown, view, stop - start, counted)
+            for inputs, rows in beside:
+                assert second is not None
+                batch = replace(batch, second=(inputs, self._targets(self._index(rows), second)))
+            if self._store is not None and self._store.num_views > 1 and second is None:  # two views are in use then
+                self._store.prefetch(self._view_of_epoch(epoch + 1))  # one call counts, the others are free
             yield batch
         self._digests = None  # every row of this process's share has been compared
+
+    def _read(
+        self, order: list[NDArray[np.int64]], view: int, second: int | None
+    ) -> Iterator[tuple[tuple[Tensor, NDArray[np.int64]], ...]]:
+        """Inputs and rows of every step, once, or in its two views."""
+        views = [view] if second is None else [view, second]
+        asked = [rows for rows in order for _ in views]
+        read = self._inputs.batches(asked, view=views * len(order), digests=self._digests)
+        return zip(*[read] * len(views), strict=True)
 
     def _global_counts(self, epoch: int) -> list[int] | list[None]:
         """Rows that count in each step over all processes; every process knows the whole order."""
@@ -157,16 +177,20 @@ class TrainingFeed:
     def _batch(
         self, inputs: Tensor, rows: NDArray[np.int64], view: int, global_rows: int, global_counted: int | None
     ) -> Batch:
-        index = torch.from_numpy(rows).to(self._labels.device, non_blocking=True)
-        targets = None
-        if self._store is not None:
-            targets = self._store.targets(index, view if self._store.num_views > 1 else 0, self._topk)
+        index = self._index(rows)
         return Batch(
             inputs=inputs,
             labels=torch.index_select(self._labels, 0, index),
             rows=rows,
-            targets=targets,
+            targets=None if self._store is None else self._targets(index, view),
             global_rows=global_rows,
             mask=None if self._device_mask is None else torch.index_select(self._device_mask, 0, index),
             global_counted=global_counted,
         )
+
+    def _index(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(rows).to(self._labels.device, non_blocking=True)
+
+    def _targets(self, index: Tensor, view: int) -> SoftTargets:
+        assert self._store is not None
+        return self._store.targets(index, view if self._store.num_views > 1 else 0, self._topk)

@@ -199,14 +199,18 @@ class _Run:
         return looked
 
     def _loss(self, piece: Batch, position: float, *, keep_gradient: bool) -> tuple[Tensor, Tensor]:
-        inputs = piece.inputs
+        logits = self._logits(piece.inputs)
+        if keep_gradient:
+            logits.retain_grad()
+        second = None if piece.second is None else self._logits(piece.second[0])
+        return self._objective(logits, piece, position, second_logits=second), logits
+
+    def _logits(self, inputs: Tensor) -> Tensor:
         if self._config.channels_last and inputs.ndim == 4:
             inputs = inputs.to(memory_format=self._layout)
         with autocast(self._config.amp, self._processes.device):
-            logits = self._forward(inputs).float()
-        if keep_gradient:
-            logits.retain_grad()
-        return self._objective(logits, piece, position), logits
+            logits: Tensor = self._forward(inputs).float()
+        return logits
 
     def finish_epoch(
         self,

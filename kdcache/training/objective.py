@@ -39,9 +39,10 @@ class Objective:
         """T at which the teacher's confidence is reported; 1 for methods without a fixed one."""
         return self.method.checked_temperature(self.temperature, None)
 
-    def __call__(self, logits: Tensor, batch: Batch, epoch: float) -> Tensor:
+    def __call__(self, logits: Tensor, batch: Batch, epoch: float, *, second_logits: Tensor | None = None) -> Tensor:
         """The loss of a batch at a position in training (in epochs): (B,) nats, or () for a batch-level method.
 
+        `second_logits` (B, K) are those of `batch.second`, where there is one.
         Rows that do not count (`batch.mask`) give 0 and no gradient, whatever their logits, labels and targets hold.
         """
         mask = batch.mask
@@ -56,4 +57,5 @@ class Objective:
             options=self.options,
             context=self.context.at_epoch(epoch),
             mask=mask,
+            second=None if batch.second is None or second_logits is None else (second_logits, batch.second[1]),
         )
