@@ -109,7 +109,7 @@ def distill_live(config: DistillConfig, live: LiveTeacher) -> dict[str, Any]:
             view_of_epoch=lambda epoch: view_for_epoch(epoch, live.views),
         )
         objective = LiveObjective(
-            method=find_method("ce"), temperature=config.temperature, alpha=config.alpha, teacher=teacher
+            method=find_method("kd"), temperature=config.temperature, alpha=config.alpha, teacher=teacher
         )
         folder = RunFolder(Path(config.out))
         folder.start({"training": asdict(training), "teacher": teacher.spec.state_digest}, resume=config.resume)
