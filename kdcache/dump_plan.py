@@ -14,9 +14,11 @@ import torch
 
 from kdcache.datasets.cards import load_card, open_dataset
 from kdcache.datasets.identity import dataset_spec
+from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
 from kdcache.errors import ConfigError
 from kdcache.loader.inputs import example_tensor, views_device
+from kdcache.loader.tokens import DEFAULT_CONTEXT
 from kdcache.progress import note
 from kdcache.specs import (
     FORMAT_VERSION,
@@ -57,6 +59,7 @@ class DumpConfig:
         precision: how finely log-probabilities are kept.
         samples: classes drawn per row and view besides the top k, for the method rskd; 0 keeps none.
         batch_size: rows per forward pass; blocks always start a new batch.
+        context: of token rows: each is read after at least this many tokens of its sequence; None: the card's, or 128.
         amp: "none" (float32) or "bf16" autocast; recorded in the manifest because it changes targets.
         workers: processes that decode files; 0 reads in this process.
         out: path of the store; "" puts it under kdcache-store/ in the working folder.
@@ -77,6 +80,7 @@ class DumpConfig:
     precision: Literal["exact", "default", "compact"] = "default"
     samples: int = 0
     batch_size: int = 256
+    context: int | None = None
     device: str = "auto"
     amp: Literal["none", "bf16"] = "none"
     workers: int = 0
@@ -87,6 +91,8 @@ class DumpConfig:
         for name, least in (("views", 1), ("batch_size", 1), ("workers", 0), ("samples", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        if self.context is not None and self.context < 1:
+            raise ConfigError(f"context: expected at least 1 token, found {self.context}")
         if self.topk != "all" and self.topk < 1:
             raise ConfigError(f"topk: expected at least 1 or 'all', found {self.topk}")
         if self.samples > MOST_DRAWS:
@@ -141,6 +147,11 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
             f"views: {config.views} views of --augment none would all be the same; expected 1 or an augmentation",
             hint="add --augment cifar (or another preset or TOML file)",
         )
+    if is_sequence(source) and config.augment != "none":
+        raise ConfigError(
+            f"augment {config.augment!r}: data set {data.name!r} has token rows, which have one view",
+            hint="leave out --augment and --views",
+        )
     policy = load_policy(config.augment, seed=config.view_seed)
     views = policy.spec() if policy is not None else ViewSpec()
     teacher = TeacherRequest.resolve(teacher_choice(config), source)
@@ -188,6 +199,7 @@ def teacher_choice(config: DumpConfig) -> TeacherChoice:
         head=config.head,
         numeric_mode="bfloat16" if config.amp == "bf16" else "float32",
         data=card.preprocessing if card else PreprocessingSpec(),
+        context=config.context or (card.defaults.get("context", DEFAULT_CONTEXT) if card else DEFAULT_CONTEXT),
     )
 
 
@@ -228,6 +240,8 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
         shapes["view_params"] = [plan.policy.width]
     if config.samples:
         shapes |= {"sample_index": [config.samples], "sample_count": [config.samples]}
+    masked = is_sequence(plan.source) and plan.source.mask is not None
+    fields = tuple(sorted({*shapes, *(("mask",) if masked else ())}))
     return StoreManifest(
         format_version=FORMAT_VERSION,
         dataset=plan.data,
@@ -237,7 +251,7 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
             num_views=config.views,
             device=views_device(plan.source, teacher.preprocessing, plan.policy, teacher.device),
         ),
-        codec=CodecSpec(topk=plan.topk, precision=config.precision, fields=tuple(sorted(shapes))),
+        codec=CodecSpec(topk=plan.topk, precision=config.precision, fields=fields),
         num_views=config.views,
         block_rows=block_rows_for(plan.data.num_rows),
         static_shapes=dict(sorted(shapes.items())),

@@ -43,6 +43,7 @@ class Evaluation:
         ece: expected calibration error, 15 equal bins of confidence, in [0, 1].
         agreement: share of rows where student and teacher name the same class; None without a teacher's opinion.
         calibration: what `ece` sums up, for a reliability diagram; None in checkpoints of before it was kept.
+        perplexity: exp(nll) of token rows; None elsewhere.
     """
 
     rows: int
@@ -52,10 +53,11 @@ class Evaluation:
     ece: float
     agreement: float | None = None
     calibration: Calibration | None = None
+    perplexity: float | None = None
 
     def scalars(self) -> dict[str, float]:
         """The figures that are single numbers and known, by name; without the count of rows."""
-        names = ("top1", "top5", "nll", "ece", "agreement")
+        names = ("top1", "top5", "nll", "ece", "agreement", "perplexity")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @classmethod
@@ -63,6 +65,16 @@ class Evaluation:
         """An evaluation from what `dataclasses.asdict` made of it."""
         kept = document.get("calibration")
         return cls(**{**document, "calibration": None if kept is None else Calibration(**kept)})
+
+    def better_than(self, other: Evaluation) -> bool:
+        """Whether this is the better one: by perplexity where both have one, else by top-1."""
+        if self.perplexity is not None and other.perplexity is not None:
+            return self.perplexity < other.perplexity
+        return self.top1 > other.top1
+
+    def __str__(self) -> str:
+        shown = f"top-1 {self.top1:.2%}, NLL {self.nll:.3f}"
+        return shown if self.perplexity is None else f"perplexity {self.perplexity:.1f}, {shown}"
 
 
 class EvaluationSums:
@@ -133,7 +145,7 @@ def _calibration(table: Tensor) -> Calibration:
 
 def evaluate(
     module: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    batches: Iterable[tuple[Any, Tensor, Tensor | None]],
     *,
     device: torch.device | str,
     sum_over_processes: Callable[[Tensor], Tensor] = lambda sums: sums,
@@ -141,7 +153,7 @@ def evaluate(
     """Evaluate a module in eval mode and float32; its mode is restored.
 
     Args:
-        module: inputs -> (B, K) logits.
+        module: inputs (a tensor, or what else it takes) -> (B, K) logits.
         batches: (inputs, labels (B,) int64, teacher's class (B,) int64 or None), on `device`.
         device: where the module is.
         sum_over_processes: adds up the sums of several processes, each of which evaluates its share.

@@ -23,6 +23,7 @@ from kdcache.dump_plan import DumpConfig, load_policy, teacher_choice
 from kdcache.errors import IncompatibleError
 from kdcache.loader.inputs import example_tensor
 from kdcache.loader.target_store import TargetStore, open_store
+from kdcache.loader.tokens import context_of
 from kdcache.targets.soft import SoftTargets
 from kdcache.teacher_run import TeacherRun
 from kdcache.teachers import TeacherRequest
@@ -86,7 +87,12 @@ def replay_rows(location: str, count: int, config: DumpConfig) -> ReplayReport:
     """
     store = open_store(location)
     source = checked_source(store, config)
-    config = replace(config, dataset=config.dataset or store.manifest.dataset.card, amp=_amp(store))
+    config = replace(
+        config,
+        dataset=config.dataset or store.manifest.dataset.card,
+        amp=_amp(store),
+        context=context_of(store.manifest.teacher.preprocessing) or None,
+    )
     request = TeacherRequest.resolve(teacher_choice(config), source)
     stored, given = store.manifest.teacher.identity(), request.spec.identity()
     for name in stored:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from kdcache.block_pipe import BlockPipe
 from kdcache.datasets.identity import row_digests
+from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
 from kdcache.errors import IncompatibleError, WeakTeacherError
 from kdcache.loader import InputReader
+from kdcache.loader.tokens import TokenReader, context_of
 from kdcache.progress import Progress
 from kdcache.specs import CodecSpec, DatasetSpec, StoreManifest
 from kdcache.store.blocks import BlockId
@@ -96,7 +98,11 @@ class TeacherRun:
         self._source = source
         self._teacher = teacher
         self._codec = codec
-        self._reader = InputReader(source, teacher.preprocessing, policy, workers=workers, device=teacher.device)
+        self._reader: InputReader | TokenReader
+        if is_sequence(source):
+            self._reader = TokenReader(source, context=context_of(teacher.spec.preprocessing), device=teacher.device)
+        else:
+            self._reader = InputReader(source, teacher.preprocessing, policy, workers=workers, device=teacher.device)
 
     @classmethod
     def for_store(

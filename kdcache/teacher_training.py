@@ -15,12 +15,13 @@ import torch
 from kdcache.canonical import to_json
 from kdcache.datasets.cards import open_dataset
 from kdcache.datasets.identity import content_digest
+from kdcache.datasets.sequences import is_sequence
 from kdcache.errors import ConfigError
 from kdcache.loader.inputs import InputReader
 from kdcache.models.registry import BuiltModel
 from kdcache.progress import note
 from kdcache.targets.methods import find_method
-from kdcache.training.batch import TrainingFeed
+from kdcache.training.batch import Feed, TrainingFeed
 from kdcache.training.config import TrainingConfig, TrainingOptions
 from kdcache.training.loop import TrainingResult, train
 from kdcache.training.objective import Objective
@@ -34,6 +35,7 @@ from kdcache.training.setup import (
     evaluation_split,
     random_augmentation,
 )
+from kdcache.training.token_rows import token_feed
 from kdcache.version import __version__
 
 METHODS = ("ce", "ls")
@@ -104,14 +106,15 @@ def train_teacher(config: TeacherConfig) -> TeacherResult:
             note(f"{folder.path}: this run is finished; nothing was trained")
             return TeacherResult(folder=folder.path, weights=weights, figures=finished, reused=True)
         model = plan.build()
+        feed = plan.feed(model)
         folder.start(decides, resume=config.resume)
         processes.wait()
         test = open_dataset(config.dataset, split=plan.eval_split, root=config.data_root)
         trained = train(
             model.module,
-            plan.feed(model),
+            feed,
             plan.objective,
-            evaluation_on(test, model.preprocessing, processes, workers=config.workers),
+            evaluation_on(test, model.preprocessing, processes, workers=config.workers, context=plan.training.context),
             plan.training,
             folder,
             processes,
@@ -152,8 +155,10 @@ class _Plan:
             self._model, self._source, self._card, seed=self.training.seed, device=self._processes.device
         )
 
-    def feed(self, model: BuiltModel) -> TrainingFeed:
+    def feed(self, model: BuiltModel) -> Feed:
         """Batches of inputs and labels; every epoch draws its augmentation afresh."""
+        if is_sequence(self._source):
+            return token_feed(self._source, model.module, self.training, self._processes)
         reader = InputReader(
             self._source,
             model.preprocessing,

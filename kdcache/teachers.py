@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
 from kdcache.devices import autocast
 from kdcache.errors import ConfigError, KdcacheError
 from kdcache.loader.inputs import example_shape
+from kdcache.loader.tokens import DEFAULT_CONTEXT, with_context
 from kdcache.models.head import find_head
+from kdcache.models.language import Segment, example_segment
 from kdcache.models.preprocess import Preprocessing
 from kdcache.models.registry import build_model, identify_model, resolve_weights
 from kdcache.models.weights import WeightsFile, load_state, read_weights, state_digest
@@ -41,6 +44,7 @@ class TeacherChoice:
         head: name of the last layer; "" finds it.
         numeric_mode: arithmetic of the forward pass.
         data: the data card's preprocessing.
+        context: of token rows: tokens read before each row, at least; part of the teacher's identity.
     """
 
     source: str
@@ -49,6 +53,7 @@ class TeacherChoice:
     head: str = ""
     numeric_mode: NumericMode = "float32"
     data: PreprocessingSpec = field(default_factory=PreprocessingSpec)
+    context: int = DEFAULT_CONTEXT
 
     def __post_init__(self) -> None:
         if self.weights and self.init_seed is not None:
@@ -68,7 +73,8 @@ class LoadedTeacher:
         spec: its identity.
         preprocessing: from raw example to input.
         device: where it runs.
-        static: store-level arrays it contributes: class_weight (K, D) and class_bias (K,) float32, when it has a head.
+        static: store-level arrays it contributes: class_weight (K, D) and class_bias (K,) float32, when it has a head;
+            for token rows sequence_offsets (S + 1,) int64, the boundaries it did not read across.
     """
 
     module: nn.Module
@@ -77,10 +83,10 @@ class LoadedTeacher:
     device: torch.device
     static: Mapping[str, NDArray[np.generic]]
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Logits (B, K) in float32 for normalised inputs (B, ...) on any device."""
+    def logits(self, inputs: Tensor | Segment) -> Tensor:
+        """Logits (B, K) in float32 for normalised inputs (B, ...) on any device, or of a segment's kept rows."""
         inputs = inputs.to(self.device, non_blocking=True)
-        if inputs.ndim == 4 and self._channels_last:
+        if isinstance(inputs, Tensor) and inputs.ndim == 4 and self._channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast("bf16" if self.spec.numeric_mode == "bfloat16" else "none", self.device):
             logits = self._run(inputs)
@@ -91,7 +97,7 @@ class LoadedTeacher:
             )
         return logits.float()
 
-    def _run(self, inputs: Tensor) -> Tensor:
+    def _run(self, inputs: Tensor | Segment) -> Tensor:
         """The module's answer; an exception inside a user's own module is the user's error, not ours."""
         try:
             logits: Tensor = self.module(inputs)
@@ -134,13 +140,16 @@ class TeacherRequest:
         """
         identity = identify_model(choice.source, data=choice.data, weights=choice.weights)
         weights = read_weights(resolve_weights(choice.source, choice.weights)) if choice.weights else None
+        preprocessing = identity.preprocessing
+        if is_sequence(source):
+            preprocessing = with_context(preprocessing, choice.context)
         spec = TeacherSpec(
             source=identity.source,
             weights=weights.info.path.name if weights else _random_name(choice),
             weights_sha256=weights.info.sha256 if weights else "",
             state_digest=weights.info.state_digest if weights else "",
             code_digest=identity.code_digest,
-            preprocessing=identity.preprocessing,
+            preprocessing=preprocessing,
             numeric_mode=choice.numeric_mode,
             training=dict(weights.info.training) if weights else {},
         )
@@ -186,12 +195,16 @@ class TeacherRequest:
             static["class_weight"] = head.weight.numpy()
             if head.bias is not None:
                 static["class_bias"] = head.bias.numpy()
+        if is_sequence(source):
+            static["sequence_offsets"] = source.sequence_offsets
         digest = self.spec.state_digest or state_digest(module.state_dict())
         spec = replace(self.spec, state_digest=digest, head=head.name if head else "")
         return LoadedTeacher(module=module, spec=spec, preprocessing=built.preprocessing, device=device, static=static)
 
 
-def _example_batch(source: DataSource, preprocessing: Preprocessing) -> Tensor:
+def _example_batch(source: DataSource, preprocessing: Preprocessing) -> Tensor | Segment:
+    if is_sequence(source):
+        return example_segment(source.tokens[:2].tolist())
     example = torch.tensor(source.example(0))  # a copy: decoded images are read-only
     if example.dtype == torch.uint8 and example.ndim == 3:
         example = example.permute(2, 0, 1).contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,12 +80,17 @@ def _text(result: RunResult) -> str:
             ("student", figures["student"]),
             ("method", ", ".join([figures["method"], *asked])),
             ("accuracy", f"{figures['accuracy']:.2%} of {figures['test_rows']:,} rows ({figures['eval_split']})"),
+            *_perplexity(figures),
             ("NLL", f"{figures['nll']:.3f} nats, ECE {figures['ece']:.3f}"),
             ("time", "finished before, nothing was trained" if result.reused else f"{figures['seconds']:.1f} s"),
             ("run", str(result.folder)),
             ("next", f"kdcache report {result.folder}"),
         ]
     )
+
+
+def _perplexity(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [("perplexity", f"{figures['perplexity']:.2f}")] if figures.get("perplexity") is not None else []
 
 
 def _where(results: Sequence[RunResult]) -> str:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @option("--precision", kind=click.Choice(["exact", "default", "compact"]), default="default", help="How finely kept.")
 @option("--samples", kind=click.IntRange(min=0), default=0, metavar="N", help="Classes drawn per row, for method rskd.")
 @option("--batch-size", kind=click.IntRange(min=1), default=256, metavar="ROWS", help="Rows per forward pass.")
+@option(
+    "--context", kind=click.IntRange(min=1), metavar="TOKENS", help="Token rows: read at least so many before each."
+)
 @option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @option("--amp", kind=click.Choice(["none", "bf16"]), default="none", help="Autocast; recorded, it changes targets.")
 @option("--workers", kind=click.IntRange(min=0), default=0, metavar="N", help="Processes that decode files.")

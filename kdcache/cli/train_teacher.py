@@ -41,6 +41,7 @@ def _text(result: TeacherResult) -> str:
         [
             ("teacher", figures["model"]),
             ("accuracy", f"{figures['accuracy']:.2%} of {figures['test_rows']:,} rows ({figures['eval_split']})"),
+            *([("perplexity", f"{figures['perplexity']:.2f}")] if figures.get("perplexity") is not None else []),
             ("NLL", f"{figures['nll']:.3f} nats"),
             ("time", "finished before, nothing was trained" if result.reused else f"{figures['seconds']:.1f} s"),
             ("weights", str(result.weights)),

@@ -41,6 +41,12 @@ _SHARED = (
         metavar="EPOCHS",
         help="Keep the weights of each n-th epoch; 0 is off.",
     ),
+    option(
+        "--segment", kind=_COUNT, metavar="TOKENS", help="Token rows: length of a lane's step; otherwise the card's."
+    ),
+    option(
+        "--context", kind=_COUNT, metavar="TOKENS", help="Token rows: read at least so many before each in figures."
+    ),
     option("--augment", metavar="POLICY", help="Random augmentation of training inputs; none is off."),
     option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
     option("--workers", kind=_FROM_0, default=0, metavar="N", help="Processes that decode files."),

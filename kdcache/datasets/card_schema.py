@@ -15,7 +15,7 @@ _NUMBERS = ("mean", "std")
 _TEXT_TABLES = ("splits", "digests", "md5")
 
 _DEFAULT_TEXT = ("teacher", "weights", "student", "eval_split", "augment", "optimizer", "schedule", "amp")
-_DEFAULT_COUNTS = ("epochs", "batch_size", "accumulate", "eval_every")
+_DEFAULT_COUNTS = ("epochs", "batch_size", "accumulate", "eval_every", "segment", "context")
 _DEFAULT_NUMBERS = ("lr", "momentum", "weight_decay", "warmup_epochs", "clip_grad", "ema", "temperature", "alpha")
 _METHOD_KEYS = {*_DEFAULT_TEXT[3:], *_DEFAULT_COUNTS, *_DEFAULT_NUMBERS, "options"}
 

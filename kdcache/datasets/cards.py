@@ -19,7 +19,10 @@ from kdcache.datasets.files import open_image_folder
 from kdcache.datasets.identity import content_digest
 from kdcache.datasets.npz import open_npz
 from kdcache.datasets.row_range import parse_split, row_range
+from kdcache.datasets.sequences import TokenSource
 from kdcache.datasets.source import ArraySource, DataSource
+from kdcache.datasets.text import open_text
+from kdcache.datasets.token_files import open_token_file
 from kdcache.datasets.torchvision_adapter import open_cifar, open_fashion_mnist
 from kdcache.datasets.user_source import open_user_source
 from kdcache.errors import ConfigError, IncompatibleError, NotFoundError
@@ -35,7 +38,8 @@ class Card:
     Attributes:
         name: how the data set is asked for.
         title: one line for listings.
-        source: "digit-pairs", "cifar10", "cifar100", "fashion-mnist", "image-folder" or "npz": who reads it.
+        source: "digit-pairs", "cifar10", "cifar100", "fashion-mnist", "image-folder", "npz", "text" or "tokens": who
+            reads it.
         num_classes: K, or 0 when the data itself says.
         image_shape: (C, H, W) of one example, or empty when examples differ; a model sees them after resize and crop.
         mean, std: per channel of x/255.
@@ -252,6 +256,21 @@ def _open_npz(card: Card, split: str, root: Path | None) -> ArraySource:
     return source
 
 
+def _open_text(card: Card, split: str, root: Path | None) -> TokenSource:
+    folder = find_data(card, root)
+    first = next(iter(card.splits))
+    return open_text(
+        folder / card.splits[split], vocabulary_from=folder / card.splits[first], name=card.name, split=split
+    )
+
+
+def _open_tokens(card: Card, split: str, root: Path | None) -> TokenSource:
+    path = find_data(card, root)
+    source = open_token_file(path, name=card.name, split=card.splits[split], num_classes=card.num_classes)
+    source.split = split
+    return source
+
+
 _OPENERS: Mapping[str, Callable[[Card, str, Path | None], DataSource]] = {
     "cifar10": _open_cifar10,
     "cifar100": _open_cifar100,
@@ -259,4 +278,6 @@ _OPENERS: Mapping[str, Callable[[Card, str, Path | None], DataSource]] = {
     "digit-pairs": _open_digit_pairs,
     "image-folder": _open_image_folder,
     "npz": _open_npz,
+    "text": _open_text,
+    "tokens": _open_tokens,
 }

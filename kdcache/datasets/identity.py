@@ -16,6 +16,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.datasets.sequences import TokenSource
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.seeding import rng_for
@@ -44,7 +45,8 @@ def row_digests(source: DataSource, rows: Iterable[int] | NDArray[np.integer]) -
 def content_digest(source: DataSource) -> str:
     """Hex sha256 over every raw example in row order; each is preceded by its length as 8 little-endian bytes.
 
-    Arrays begin with their dtype and row shape, files with the word "files". A source of identity "weak" has no raw
+    Arrays begin with their dtype and row shape, files with the word "files"; token rows are hashed as whole arrays, see
+    `TokenSource.content`. A source of identity "weak" has no raw
     bytes: its digest covers labels and length only. The result is remembered on the source, and for file-backed
     sources under the user's cache folder (KDCACHE_CACHE_DIR, else ~/.cache/kdcache).
     """
@@ -183,6 +185,8 @@ def _refuse(source: DataSource, spec: DatasetSpec, what: str) -> NoReturn:
 def _compute_content_digest(source: DataSource) -> str:
     if source.identity == "weak":
         return hashlib.sha256(b"weak\n" + label_digest(source.labels, source.num_classes).encode()).hexdigest()
+    if isinstance(source, TokenSource):
+        return source.content().hex()
     if isinstance(source, ArraySource):
         digest = hashlib.sha256(f"{source.examples.dtype.str} {source.examples.shape[1:]}\n".encode())
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def open_npz(path: Path, *, name: str, split: str, num_classes: int) -> ArraySou
         NotFoundError: no such file.
         IncompatibleError: not an NPZ file, arrays missing or of a wrong shape, or pickled objects in it.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     key = next((f"{split}_{word}" for word in EXAMPLE_NAMES if f"{split}_{word}" in arrays), "")
     if not key or f"{split}_labels" not in arrays:
         wanted = f"{split}_labels" if key else f"{split}_images"
@@ -54,7 +55,13 @@ def open_npz(path: Path, *, name: str, split: str, num_classes: int) -> ArraySou
     )
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of an NPZ file.
+
+    Raises:
+        NotFoundError: no such file.
+        IncompatibleError: not an NPZ file, or it holds pickled objects.
+    """
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", hint="give the NPZ file with --data-root FILE")
     try:

@@ -12,6 +12,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.datasets.sequences import TokenSource
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.errors import ConfigError
 
@@ -56,6 +57,8 @@ def row_range(source: DataSource, start: int, stop: int | None) -> DataSource:
             num_classes=source.num_classes,
             class_names=source.class_names,
         )
+    if isinstance(source, TokenSource):
+        return source.part(start, end, split=split)
     return RangeSource(source, start, end, split=split)
 
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from kdcache.canonical import to_json
 from kdcache.datasets.cards import Card, open_dataset
-from kdcache.datasets.identity import check_identity
+from kdcache.datasets.identity import check_identity, content_digest
+from kdcache.datasets.sequences import TokenSource, check_sequences, is_sequence
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.distill.config import DistillConfig
 from kdcache.distill.views import check_replay, shown_views
@@ -29,7 +30,7 @@ from kdcache.progress import note
 from kdcache.store.find import only_store
 from kdcache.targets.method import Method
 from kdcache.targets.methods import find_method
-from kdcache.training.batch import TrainingFeed
+from kdcache.training.batch import Feed, TrainingFeed
 from kdcache.training.config import TrainingConfig
 from kdcache.training.loop import TrainingResult
 from kdcache.training.objective import Objective
@@ -42,6 +43,7 @@ from kdcache.training.setup import (
     evaluation_on,
     evaluation_split,
 )
+from kdcache.training.token_rows import token_feed
 from kdcache.version import __version__
 
 KEPT_BY = {  # dump-teacher's option, for each field that not every store holds
@@ -82,7 +84,7 @@ class DistillPlan:
         """Open and check the data, build the student, read what the method needs of the store."""
         config, manifest = self._config, self.store.manifest
         self._source = open_dataset(self._dataset, split=self._split, root=config.data_root)
-        whole = isinstance(self._source, ArraySource)
+        whole = isinstance(self._source, ArraySource | TokenSource)
         check_identity(
             self._source,
             manifest.dataset,
@@ -90,6 +92,9 @@ class DistillPlan:
             self.store.row_digests,
             sample=len(self._source) if whole else ROWS_READ_FIRST,
         )
+        if is_sequence(self._source):
+            content = content_digest(self._source)
+            check_sequences(self._source, manifest.dataset, content, self.store.sequence_offsets)
         self._unseen = None if whole or manifest.dataset.identity == "weak" else self.store.row_digests
         self._test: DataSource = open_dataset(self._dataset, split=self._eval_split, root=config.data_root)
         if self._test.num_classes != manifest.dataset.num_classes:
@@ -110,6 +115,12 @@ class DistillPlan:
             allow_drift=config.allow_view_drift,
             targets_used=self._reads_store,
         )
+        self._token_feed: Feed | None = None
+        if is_sequence(self._source):
+            store = self.store if self._reads_store else None
+            self._token_feed = token_feed(
+                self._source, self.student.module, self.training, self._processes, store=store, topk=self._topk
+            )
         if manifest.dataset.identity == "weak":
             note("identity: weak - only labels and length of the data set could be checked against the store")
         context = self._method.prepare(self.store, options=self._options, temperature=self._temperature)
@@ -128,8 +139,10 @@ class DistillPlan:
         """Whether the method wants the rows' targets; ce and ls then cost what they cost without a store."""
         return bool(self._method.needs or self._method.make_context)
 
-    def feed(self) -> TrainingFeed:
+    def feed(self) -> Feed:
         """Batches with targets; for methods that need none the store is still the one the run is compared by."""
+        if self._token_feed is not None:
+            return self._token_feed
         reader = InputReader(
             self._source,
             self.student.preprocessing,
@@ -164,6 +177,7 @@ class DistillPlan:
             self._processes,
             workers=self._config.workers,
             teacher=teacher,
+            context=self.training.context,
         )
 
     def decides(self) -> dict[str, Any]:

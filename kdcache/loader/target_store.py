@@ -165,6 +165,13 @@ class TargetStore:
             return None
         return torch.from_numpy(np.array(self._reader.static("class_weight"), dtype=np.float32)).to(self.device)
 
+    @property
+    def sequence_offsets(self) -> NDArray[np.int64] | None:
+        """(S + 1,) where the sequences of token rows begin and end; None for rows that stand alone."""
+        if "sequence_offsets" not in self.manifest.codec.fields:
+            return None
+        return np.array(self._reader.static("sequence_offsets"), dtype=np.int64)
+
     def __len__(self) -> int:
         return self.num_rows
 

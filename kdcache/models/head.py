@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
+from kdcache.models.language import Segment
 from kdcache.nearest import did_you_mean
 
 
@@ -25,7 +26,7 @@ class Head(NamedTuple):
     bias: Tensor | None
 
 
-def find_head(module: nn.Module, example: Tensor, name: str = "") -> Head | None:
+def find_head(module: nn.Module, example: Tensor | Segment, name: str = "") -> Head | None:
     """The linear layer (or 1x1 convolution) whose output *is* the model's output.
 
     One forward pass in eval mode tells; the training mode of every submodule is left as it was. A layer followed by
@@ -63,7 +64,7 @@ def _is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def _layer_of_output(module: nn.Module, candidates: dict[str, nn.Module], example: Tensor) -> str | None:
+def _layer_of_output(module: nn.Module, candidates: dict[str, nn.Module], example: Tensor | Segment) -> str | None:
     # The outputs are kept alive until the comparison: a freed buffer may be handed out again at the same address.
     outputs: dict[str, Tensor] = {}
     modes = {layer: layer.training for layer in module.modules()}

@@ -8,7 +8,8 @@ A user's factory has the signature
     def factory(num_classes: int, input_shape: tuple[int, ...]) -> tuple[nn.Module, Preprocessing | Callable]
 
 where `input_shape` is the shape of one raw example ((C, H, W) for images) and the second part is a
-`kdcache.models.preprocess.Preprocessing` or a callable from a uint8 (C, H, W) tensor to a float tensor.
+`kdcache.models.preprocess.Preprocessing` or a callable from a uint8 (C, H, W) tensor to a float tensor. For token rows
+`input_shape` is (), the module maps (B, L) int64 tokens to (B, L, K) logits, and the second part is not used.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kdcache.errors import ConfigError
 from kdcache.models.cifar_mobile import CifarMobileNetV2, CifarShuffleNetV1, CifarShuffleNetV2
 from kdcache.models.cifar_resnet import CifarResNet, WideResNet
 from kdcache.models.cifar_vgg import CifarVgg
+from kdcache.models.language import LSTM_EXAMPLES, is_lstm_name, lstm_named, read_segments
 from kdcache.models.preprocess import Preprocessing
 from kdcache.models.timm_adapter import build_timm, timm_preprocessing, timm_weights
 from kdcache.models.tiny import Mlp, SmallCnn
@@ -45,6 +47,7 @@ _IMAGE_MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "shufflenet-v1": CifarShuffleNetV1,
     "shufflenet-v2": CifarShuffleNetV2,
 }
+TOKEN = ()  # input shape of token rows: a row is one number
 _TINY_EXAMPLES = ("mlp-32", "mlp-64", "mlp-128", "cnn-16", "cnn-32")
 _MLP = re.compile(r"mlp((?:-[1-9]\d{0,4}){1,8})")
 _CNN = re.compile(r"cnn-([1-9]\d{0,3})")
@@ -75,8 +78,8 @@ class BuiltModel:
 
 
 def known_models() -> tuple[str, ...]:
-    """Names of the built-in models; `mlp-W[-W...]` and `cnn-W` take any width and appear with examples."""
-    return (*_IMAGE_MODELS, *_TINY_EXAMPLES)
+    """Names of the built-in models; `mlp-W[-W...]`, `cnn-W` and `lstm-...` take any width; examples are listed."""
+    return (*_IMAGE_MODELS, *_TINY_EXAMPLES, *LSTM_EXAMPLES)
 
 
 def identify_model(name: str, *, data: PreprocessingSpec | None = None, weights: str = "") -> ModelIdentity:
@@ -161,7 +164,7 @@ def resolve_weights(name: str, weights: str) -> Path:
 
 
 def _check_builtin(name: str) -> None:
-    if name in _IMAGE_MODELS or _MLP.fullmatch(name) or _CNN.fullmatch(name):
+    if name in _IMAGE_MODELS or _MLP.fullmatch(name) or _CNN.fullmatch(name) or is_lstm_name(name):
         return
     hint = did_you_mean(
         name, known_models(), listing="built-in, torchvision:NAME, timm:NAME or path/to/file.py:factory"
@@ -170,6 +173,13 @@ def _check_builtin(name: str) -> None:
 
 
 def _build_builtin(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    if (lstm := lstm_named(name, vocabulary=num_classes)) is not None or shape == TOKEN:
+        if lstm is None or shape != TOKEN:
+            raise ConfigError(
+                f"model {name!r}: language models read token rows and other models do not; found examples of {shape}",
+                hint="for tokens use lstm-200 (any width) or a file.py:factory; for images resnet20, mlp-64 ...",
+            )
+        return lstm
     mlp = _MLP.fullmatch(name)
     if mlp:
         return Mlp(shape, [int(width) for width in mlp.group(1)[1:].split("-")], num_classes)
@@ -204,6 +214,8 @@ def _build_user_model(name: str, identity: ModelIdentity, num_classes: int, shap
             hint="def factory(num_classes, input_shape): return module, preprocessing",
         )
     module, preprocessing = made
+    if shape == TOKEN:
+        module = read_segments(module)
     if isinstance(preprocessing, Preprocessing):
         # Known by the file's digest, not by its numbers, so that the store key is there before the file runs.
         named = preprocessing.named(identity.preprocessing.code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from kdcache.loader.inputs import InputReader
 from kdcache.loader.order import batch_bounds, epoch_batches, epoch_order
 from kdcache.loader.target_store import TargetStore
+from kdcache.models.language import Segment
 from kdcache.targets.soft import SoftTargets
 
 
@@ -22,7 +24,7 @@ class Batch:
     """The rows of one process in one step.
 
     Attributes:
-        inputs: (B, ...) for the model.
+        inputs: (B, ...) for the model, or a segment of token rows whose kept rows are the B rows.
         labels: (B,) int64.
         rows: (B,) row numbers.
         targets: the teacher's opinion, or None.
@@ -34,7 +36,7 @@ class Batch:
         second: inputs (B, ...) and targets of the same rows in another view, for two-view methods.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Segment
     labels: Tensor
     rows: NDArray[np.int64]
     targets: SoftTargets | None
@@ -54,8 +56,8 @@ class Batch:
         return max(1, self.global_rows if self.global_counted is None else self.global_counted)
 
     def pieces(self, count: int) -> Iterator[Batch]:
-        """The batch cut into at most `count` pieces of nearly equal size, in order."""
-        if count == 1:
+        """The batch cut into at most `count` pieces of nearly equal size, in order; a segment stays whole."""
+        if count == 1 or isinstance(self.inputs, Segment):
             yield self
             return
         total = len(self.rows)
@@ -76,6 +78,24 @@ class Batch:
                 mask=None if self.mask is None else self.mask[part],
                 second=second,
             )
+
+
+class Feed(Protocol):
+    """Where the loop gets its batches."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per epoch."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch over all processes."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, a pure function of its number."""
+        ...
 
 
 class TrainingFeed:

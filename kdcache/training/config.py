@@ -20,7 +20,11 @@ _CHOICES = {
     "schedule": ("cosine", "step", "constant"),
     "amp": ("none", "bf16", "fp16"),
 }
-_LATER = {"early_stop": 0}  # settings added after the first runs, and their value when off
+_LATER = {
+    "early_stop": 0,
+    "segment": 35,
+    "context": 128,
+}  # settings added after the first runs, and their value when off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,8 @@ class TrainingConfig:
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         early_stop: epochs without a better test top-1 after which the run ends; 0 is off. The stop is chosen on the
             rows it is measured on, so last and best are then both optimistic.
+        segment: of token rows: rows a lane reads in one step; `batch_size // segment` lanes are read side by side.
+        context: of token rows: tokens read before each row in evaluations, at least.
         seed: initial weights, order, augmentation and dropout.
     """
 
@@ -67,10 +73,12 @@ class TrainingConfig:
     compile: bool = False
     eval_every: int = 1
     early_stop: int = 0
+    segment: int = 35
+    context: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "eval_every"):
+        for name in ("epochs", "batch_size", "accumulate", "eval_every", "segment", "context"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
         for name, known in _CHOICES.items():
@@ -132,6 +140,8 @@ class TrainingOptions:
     compile: bool | None = None
     eval_every: int | None = None
     early_stop: int | None = None
+    segment: int | None = None
+    context: int | None = None
     seed: int = 0
     out: str = ""
     resume: bool = False

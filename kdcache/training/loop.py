@@ -21,9 +21,10 @@ from kdcache.canonical import to_json
 from kdcache.devices import autocast, warn_if_amp_is_slow
 from kdcache.errors import NumericError
 from kdcache.metrics import Evaluation
+from kdcache.models.language import Segment
 from kdcache.progress import Progress, note
 from kdcache.seeding import torch_seed_for
-from kdcache.training.batch import Batch, TrainingFeed
+from kdcache.training.batch import Batch, Feed
 from kdcache.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from kdcache.training.config import TrainingConfig
 from kdcache.training.objective import Objective
@@ -43,7 +44,8 @@ class TrainingResult:
 
     Attributes:
         last: evaluation after the last epoch; the headline.
-        best: the best evaluation by top-1; optimistic, because it was chosen on the rows it is measured on.
+        best: the best evaluation by top-1 (token rows: by perplexity); optimistic, because it was chosen on the rows it
+            is measured on.
         best_epoch: counted from 1.
         train: figures of the last epoch's training rows (loss, accuracy, agreement with the teacher, gradient
             rescaling).
@@ -71,6 +73,7 @@ class TrainingResult:
             "top5": last.top5,
             "nll": last.nll,
             "ece": last.ece,
+            **({} if last.perplexity is None else {"perplexity": last.perplexity}),
             "calibration": to_json(last.calibration),
             "calibration_best": to_json(best.calibration),
             "test_rows": last.rows,
@@ -83,7 +86,7 @@ class TrainingResult:
 
 def train(
     model: nn.Module,
-    feed: TrainingFeed,
+    feed: Feed,
     objective: Objective,
     evaluate: Callable[[nn.Module], Evaluation],
     config: TrainingConfig,
@@ -130,12 +133,12 @@ class _Run:
     """Model, optimizer and what is known so far; `restore` and `finish_epoch` are its only contact with disk."""
 
     def __init__(
-        self, model: nn.Module, feed: TrainingFeed, objective: Objective, config: TrainingConfig, processes: Processes
+        self, model: nn.Module, feed: Feed, objective: Objective, config: TrainingConfig, processes: Processes
     ) -> None:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self._model = model.to(memory_format=layout) if config.channels_last else model
         self._layout = layout
-        self._forward: nn.Module | Callable[[Tensor], Tensor] = torch.compile(model) if config.compile else model
+        self._forward: nn.Module | Callable[..., Tensor] = torch.compile(model) if config.compile else model
         self._feed = feed
         self._objective = objective
         self._config = config
@@ -205,8 +208,8 @@ class _Run:
         second = None if piece.second is None else self._logits(piece.second[0])
         return self._objective(logits, piece, position, second_logits=second), logits
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        if self._config.channels_last and inputs.ndim == 4:
+    def _logits(self, inputs: Tensor | Segment) -> Tensor:
+        if self._config.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
             inputs = inputs.to(memory_format=self._layout)
         with autocast(self._config.amp, self._processes.device):
             logits: Tensor = self._forward(inputs).float()
@@ -241,7 +244,7 @@ class _Run:
         facts = {**provenance, "epoch": epoch + 1, "figures": {k: v for k, v in shown.items() if v is not None}}
         folder.save_module("last", self.shown_model, facts)
         folder.keep_epoch(epoch + 1, self.shown_model, facts)
-        if evaluation is not None and (self._best is None or evaluation.top1 > self._best.top1):
+        if evaluation is not None and (self._best is None or evaluation.better_than(self._best)):
             self._best, self._best_epoch = evaluation, epoch + 1
             folder.save_module("best", self.shown_model, facts)
         if folder.writes:
@@ -249,8 +252,8 @@ class _Run:
         self._processes.wait()
         if evaluation is not None:
             note(
-                f"epoch {epoch + 1}/{self._config.epochs}: loss {trained['train_loss']:.4f}, test top-1 "
-                f"{evaluation.top1:.2%}, NLL {evaluation.nll:.3f}, {self._seconds:.1f} s"
+                f"epoch {epoch + 1}/{self._config.epochs}: loss {trained['train_loss']:.4f}, test {evaluation}, "
+                f"{self._seconds:.1f} s"
             )
 
     def _checkpoint(self) -> Checkpoint:

@@ -51,7 +51,7 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
         passed = sum(step >= share * total for share in config.milestones)
         return config.lr * math.pow(config.step_factor, passed)
     if config.schedule == "cosine":
-        done = (step - warmup) / max(total - warmup, 1)
+        done = min(1.0, (step - warmup) / max(total - warmup, 1))
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     return config.lr
 

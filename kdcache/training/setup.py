@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from kdcache.datasets.cards import Card, load_card
 from kdcache.datasets.row_range import parse_split
+from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.loader.inputs import InputReader, example_shape
 from kdcache.loader.target_store import TargetStore
+from kdcache.loader.tokens import DEFAULT_CONTEXT, TokenReader
 from kdcache.metrics import Evaluation, evaluate
+from kdcache.models.language import Segment
 from kdcache.models.preprocess import Preprocessing
 from kdcache.models.registry import BuiltModel, build_model
 from kdcache.seeding import stream_key, torch_seed_for
 from kdcache.training.processes import Processes
+from kdcache.training.token_rows import token_evaluation_on
 from kdcache.user_code import is_user_factory
 from kdcache.views.policy import ViewPolicy
 
@@ -80,6 +84,7 @@ def evaluation_on(
     *,
     workers: int = 0,
     teacher: TargetStore | None = None,
+    context: int = DEFAULT_CONTEXT,
 ) -> Callable[[nn.Module], Evaluation]:
     """A function that evaluates a model on all rows of a data set, shared among processes, each row counted once.
 
@@ -89,7 +94,10 @@ def evaluation_on(
         processes: this process among all.
         workers: processes that decode files.
         teacher: a store over the same rows; its most probable class gives the agreement.
+        context: of token rows: tokens read before each, at least.
     """
+    if is_sequence(source):
+        return token_evaluation_on(source, processes, context=context, teacher=teacher)
     reader = InputReader(source, preprocessing, workers=workers, device=processes.device)
     labels = torch.tensor(source.labels).to(processes.device)
     share = np.arange(processes.rank, len(source), processes.world_size, dtype=np.int64)
@@ -127,8 +135,12 @@ def default_run_name(*parts: str) -> str:
 
 
 def _check_logits(name: str, built: BuiltModel, source: DataSource, device: torch.device) -> None:
-    reader = InputReader(source, built.preprocessing, device=device)
-    inputs, _ = next(reader.batches([np.arange(min(2, len(source)), dtype=np.int64)]))
+    rows = np.arange(min(2, len(source)), dtype=np.int64)
+    inputs: Tensor | Segment
+    if is_sequence(source):
+        inputs, _ = next(TokenReader(source, context=1, device=device).batches([rows]))
+    else:
+        inputs, _ = next(InputReader(source, built.preprocessing, device=device).batches([rows]))
     was_training = built.module.training
     built.module.eval()
     try:
@@ -142,9 +154,9 @@ def _check_logits(name: str, built: BuiltModel, source: DataSource, device: torc
     finally:
         built.module.train(was_training)
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (len(inputs), source.num_classes):
+    if found != (len(rows), source.num_classes):
         raise IncompatibleError(
-            f"model {name!r} gives {found} for {len(inputs)} rows; expected ({len(inputs)}, {source.num_classes}): one "
+            f"model {name!r} gives {found} for {len(rows)} rows; expected ({len(rows)}, {source.num_classes}): one "
             f"logit for each class of {source.name!r}",
             hint="give the model the number of classes the factory is called with",
         )
