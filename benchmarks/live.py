@@ -57,7 +57,7 @@ class LiveObjective(Objective):
     teacher: LoadedTeacher
     spent: list[float] = field(default_factory=list)
 
-    def __call__(self, logits: Tensor, batch: Batch, epoch: float) -> Tensor:
+    def __call__(self, logits: Tensor, batch: Batch, epoch: float, *, second_logits: Tensor | None = None) -> Tensor:
         """(B,) nats; the seconds of the teacher's forward pass are kept in `spent`."""
         assert self.temperature is not None
         assert self.alpha is not None
