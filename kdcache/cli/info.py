@@ -9,6 +9,7 @@ import click
 
 from kdcache.cli.options import json_option, subcommand
 from kdcache.cli.output import facts, human_bytes, table, write_json, write_result
+from kdcache.lineage import in_words
 
 
 @subcommand("info")
@@ -34,6 +35,7 @@ def _text(store: Mapping[str, Any]) -> str:
         ("state", _state(store)),
         ("data", f"{data['name']} ({data['split']}), {data['num_rows']:,} rows, {data['num_classes']} classes"),
         ("teacher", f"{teacher['source']}, weights {teacher['weights'] or 'none'}, {teacher['numeric_mode']}"),
+        ("lineage", in_words(teacher)),
         ("quality", f"top-1 {quality['top1']:.1%}, NLL {quality['nll']:.3f} nats" if "top1" in quality else ""),
         ("views", f"{store['views']} ({manifest['views']['policy']})"),
         ("kept", f"top {codec['topk']}, precision {codec['precision']}, {', '.join(codec['fields']) or 'no extras'}"),

@@ -22,6 +22,7 @@ from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.distill.config import DistillConfig
 from kdcache.distill.views import check_replay, shown_views
 from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.lineage import lineage_of
 from kdcache.loader.inputs import InputReader
 from kdcache.loader.target_store import TargetStore, open_store
 from kdcache.metrics import Evaluation
@@ -123,6 +124,11 @@ class DistillPlan:
             )
         if manifest.dataset.identity == "weak":
             note("identity: weak - only labels and length of the data set could be checked against the store")
+        if self._method.name == "tfkd-self" and manifest.teacher.source != self._student:
+            note(
+                f"tfkd-self: the store's teacher is {manifest.teacher.source!r}, the student {self._student!r}; the "
+                "method is about a teacher of the student's own architecture (kd is the same loss)"
+            )
         context = self._method.prepare(self.store, options=self._options, temperature=self._temperature)
         if context.module is not None:
             context.module.to(self._processes.device)
@@ -138,6 +144,11 @@ class DistillPlan:
     def _reads_store(self) -> bool:
         """Whether the method wants the rows' targets; ce and ls then cost what they cost without a store."""
         return bool(self._method.needs or self._method.make_context)
+
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """Who taught this student: the store's teacher, its teacher, and so on; empty for methods without a teacher."""
+        return lineage_of(self.store.manifest.teacher) if self._reads_store else []
 
     def feed(self) -> Feed:
         """Batches with targets; for methods that need none the store is still the one the run is compared by."""

@@ -38,7 +38,7 @@ def distill(config: DistillConfig) -> RunResult:
             folder,
             processes,
             resume=config.resume,
-            provenance={"recipe": "distill", "kdcache": __version__, **plan.decides()},
+            provenance={"recipe": "distill", "kdcache": __version__, **plan.decides(), "lineage": plan.lineage},
         )
         figures = plan.figures(trained)
         folder.finish(figures)

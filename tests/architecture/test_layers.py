@@ -28,7 +28,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
     frozenset({"targets", "views", "store"}),
-    frozenset({"specs", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code", "urls"}),
+    frozenset(
+        {"specs", "lineage", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code", "urls"}
+    ),
 )
 ROOMS = frozenset({"targets", "views", "store"})
 
