@@ -26,10 +26,13 @@ from benchmarks.faithfulness_report import collect
 from benchmarks.live import LiveTeacher, distill_live, load_teacher
 from benchmarks.machine import ROOT, circumstances
 from kdcache.canonical import to_json
+from kdcache.datasets.cards import open_dataset
 from kdcache.distill import DistillConfig, distill
 from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.models.weights import write_atomically
 from kdcache.teacher_training import TeacherConfig, train_teacher
+from kdcache.training.processes import Processes
+from kdcache.training.setup import evaluation_on
 from kdcache.user_code import is_user_factory
 
 Figures = dict[str, Any]
@@ -53,6 +56,7 @@ class Study:
 
     def run(self) -> None:
         """All cells, the rounds in turn, seed by seed."""
+        self.teacher_on_test()
         for number in sorted({arm["round"] for arm in self.arms.values()}):
             for seed in self.plan["grid"]["seeds"]:
                 for arm in self.arms.values():
@@ -113,6 +117,20 @@ class Study:
 
         self.cell("teacher", settings, train)
         return out / "last.safetensors"
+
+    def teacher_on_test(self) -> Figures:
+        """The teacher on the test rows: how much there is to learn from it."""
+        live = self._live()
+        config = self._config("live", 0, lr=1.0, epochs=1, split=self._data["test"])
+
+        def evaluate() -> Figures:
+            teacher = load_teacher(live, config)
+            test = open_dataset(self._dataset, split=self._data["test"], root=self._root)
+            processes = Processes(device=torch.device("cpu"))
+            found = evaluation_on(test, teacher.preprocessing, processes)(teacher.module)
+            return {"accuracy": found.top1, "nll": found.nll, "ece": found.ece}
+
+        return self.cell("teacher-test", {**self._data, **self.plan["teacher"]}, evaluate)
 
     def store(self, *, plain: bool) -> str:
         """A store of all K classes: of every view, or of the plain images."""
