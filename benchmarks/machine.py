@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +71,14 @@ def paired_seconds(
 def median_ratio(pairs: list[tuple[float, float]]) -> float:
     """Median over repeats of first / second: noise that hits both halves of a pair cancels."""
     return statistics.median(a / b for a, b in pairs)
+
+
+def median_interval(values: list[float], *, resamples: int = 2000) -> tuple[float, float]:
+    """95 % interval of the median by the percentile bootstrap (seeded): how far the same run again may lie."""
+    random = np.random.default_rng(0)
+    drawn = np.median(random.choice(np.asarray(values), size=(resamples, len(values))), axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def report(bench: str, figures: object) -> None:
