@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from kdcache.models.language import LstmLanguageModel
 
 VOCABULARY = 40
 LENGTHS = {"train": (700, 3, 2, 150, 401), "test": (120, 2, 80)}
@@ -87,26 +84,3 @@ def make_token_world(folder: Path, *, masked: bool = False) -> Path:
     np.savez(path, **arrays)  # type: ignore[arg-type]
     (folder / "teachers.py").write_text(TEACHER)
     return path
-
-
-def shared_language_model(shared: Path) -> LstmLanguageModel:
-    """The trained PTB model of the shared data as `lstm-100`; its gates lie in the order f, g, i, o."""
-    with np.load(shared / "weights" / "ptb_rnnlm_f16.npz") as arrays:
-        given = {name: arrays[name].astype(np.float32) for name in arrays.files}
-
-    def gates(array: NDArray[np.float32]) -> torch.Tensor:
-        forget, cell, put, out = np.split(array, 4, axis=-1)
-        return torch.from_numpy(np.concatenate([put, forget, cell, out], axis=-1).T.copy())
-
-    model = LstmLanguageModel(10_000, 100)
-    state = {
-        "embedding.weight": torch.from_numpy(given["embed_W"]),
-        "lstm.weight_ih_l0": gates(given["lstm_Wx"]),
-        "lstm.weight_hh_l0": gates(given["lstm_Wh"]),
-        "lstm.bias_ih_l0": gates(given["lstm_b"]),
-        "lstm.bias_hh_l0": torch.zeros(400),
-        "head.weight": torch.from_numpy(given["affine_W"].T.copy()),
-        "head.bias": torch.from_numpy(given["affine_b"]),
-    }
-    model.load_state_dict(state)
-    return model.eval()

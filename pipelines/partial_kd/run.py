@@ -1,6 +1,6 @@
 """Partial KD (Tang et al. 2020): one teacher, one store, every method and seed as a student from it.
 
-    python -m pipelines.partial_kd.run [--data cifar100] [--scale cpu|paper] [--data-root DIR] [--dry-run]
+    python -m pipelines.partial_kd.run [--data cifar100|ptb] [--scale smoke|cpu|paper] [--data-root DIR] [--dry-run]
 
 Finished parts are skipped, so the same command continues after a kill. Results go to runs/partial_kd/ and, with
 --table FILE, as Markdown to a file.
@@ -36,7 +36,7 @@ class Recipe:
         teacher, student: settings of `TeacherConfig` and `DistillConfig`.
         cells: name -> settings beside the student's own: a method under its name, or a variant of one.
         seeds: every cell is run for each, unless it names `seeds` of its own.
-        topk: classes stored per row; split: the rows students train on.
+        topk: classes stored per row; split: the rows students train on; dump: other settings of `DumpConfig`.
     """
 
     dataset: str
@@ -48,11 +48,14 @@ class Recipe:
     seeds: tuple[int, ...]
     topk: int
     split: str
+    dump: Mapping[str, Any]
 
 
 def load_recipe(data: str, scale: str, *, data_root: Path | None, folder: Path) -> Recipe:
     """Read one scale of DATA.toml."""
     grid = tomllib.loads((HERE / f"{data}.toml").read_text())
+    if scale not in grid:
+        raise SystemExit(f"{data}.toml has no scale {scale!r}")
     chosen = grid[scale]
     return Recipe(
         dataset=grid["dataset"],
@@ -64,11 +67,14 @@ def load_recipe(data: str, scale: str, *, data_root: Path | None, folder: Path) 
         seeds=tuple(chosen["seeds"]),
         topk=chosen["topk"],
         split=chosen["split"],
+        dump=chosen.get("dump", {}),
     )
 
 
-def trained_teacher(recipe: Recipe) -> Path:
-    """The teacher's weights; trained unless they are there."""
+def trained_teacher(recipe: Recipe, weights: Path | None = None) -> Path:
+    """The teacher's weights: those given, else trained unless they are there."""
+    if weights is not None:
+        return weights
     out = recipe.folder / "teacher"
     settings = TeacherConfig(
         dataset=recipe.dataset, data_root=recipe.data_root, out=str(out), resume=True, **recipe.teacher
@@ -87,6 +93,7 @@ def dump_settings(recipe: Recipe, weights: Path) -> DumpConfig:
         topk=recipe.topk,
         split=recipe.split,
         out=str(recipe.folder / "store.zarr"),
+        **recipe.dump,
     )
 
 
@@ -119,9 +126,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar100", choices=sorted(path.stem for path in HERE.glob("*.toml")))
-    parser.add_argument("--scale", default="cpu", choices=("cpu", "paper"))
+    parser.add_argument("--scale", default="cpu", choices=("smoke", "cpu", "paper"))
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "partial_kd")
+    parser.add_argument("--teacher-weights", type=Path, default=None, help="start from these instead of training")
     parser.add_argument("--table", type=Path, default=None)
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
@@ -131,7 +139,7 @@ def main() -> None:
         print(f"{recipe.teacher} -> top {recipe.topk} -> {students} students: {recipe.student}")
         return
     started = time.monotonic()
-    weights = trained_teacher(recipe)
+    weights = trained_teacher(recipe, arguments.teacher_weights)
     print(estimate_dump(dump_settings(recipe, weights)))
     dumped = dump_teacher(dump_settings(recipe, weights))
     folders = trained_students(recipe, dumped.store)

@@ -23,7 +23,8 @@ from kdcache.store.verify import verify_store
 from kdcache.teacher_training import TeacherConfig, train_teacher
 from kdcache.training.processes import Processes
 from kdcache.training.token_rows import TokenFeed, token_evaluation_on
-from tests.token_world import LENGTHS, make_token_world, shared_language_model
+from pipelines.partial_kd.ptb_teacher import published_model
+from tests.token_world import LENGTHS, make_token_world
 
 ROWS = sum(LENGTHS["train"]) - len(LENGTHS["train"])
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -253,13 +254,18 @@ def test_real_weights_have_their_published_perplexity_after_a_context_of_128() -
     test = open_dataset("ptb", split="test", root=SHARED)
     assert is_sequence(test)
     figures = token_evaluation_on(test, Processes(device=torch.device("cpu")), context=128)
-    assert figures(shared_language_model(SHARED)).perplexity == pytest.approx(135.9, abs=0.1)
+    assert figures(published_model(SHARED / "weights" / "ptb_rnnlm_f16.npz")).perplexity == pytest.approx(
+        135.9, abs=0.1
+    )
 
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"real data is not at {SHARED}")
 def test_a_context_of_64_gives_real_weights_the_perplexity_of_reading_in_one_go() -> None:
-    test, model = open_dataset("ptb", split="test[:4000]", root=SHARED), shared_language_model(SHARED)
+    test, model = (
+        open_dataset("ptb", split="test[:4000]", root=SHARED),
+        published_model(SHARED / "weights" / "ptb_rnnlm_f16.npz"),
+    )
     assert is_sequence(test)
     found = token_evaluation_on(test, Processes(device=torch.device("cpu")), context=64)(model)
     with torch.inference_mode():
