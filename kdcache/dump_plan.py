@@ -49,7 +49,7 @@ class DumpConfig:
         dataset: card name, card.toml path or file.py:factory.
         split: which split of it; the rows students will train on.
         data_root: folder that holds the data set's files.
-        teacher: model name, torchvision:NAME, timm:NAME or file.py:factory.
+        teacher: model name, torchvision:NAME, timm:NAME, hf:FOLDER or file.py:factory.
         weights: safetensors or torch file, or the name of a torchvision weight enum.
         init_seed: use randomly initialised weights from this seed instead of a weights file.
         head: name of the last linear layer, when it is not found by itself.

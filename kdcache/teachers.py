@@ -22,6 +22,7 @@ from kdcache.errors import ConfigError, KdcacheError
 from kdcache.loader.inputs import example_shape
 from kdcache.loader.tokens import DEFAULT_CONTEXT, with_context
 from kdcache.models.head import find_head
+from kdcache.models.hf_adapter import hf_weights, is_hf
 from kdcache.models.language import Segment, example_segment
 from kdcache.models.preprocess import Preprocessing
 from kdcache.models.registry import build_model, identify_model, resolve_weights
@@ -38,7 +39,7 @@ class TeacherChoice:
     """What the user said about the teacher.
 
     Attributes:
-        source: model name, torchvision:NAME, timm:NAME or file.py:factory.
+        source: model name, torchvision:NAME, timm:NAME, hf:FOLDER (brings its weights) or file.py:factory.
         weights: a file or the name of published weights; "" for none.
         init_seed: draw random weights from this seed.
         head: name of the last layer; "" finds it.
@@ -58,7 +59,12 @@ class TeacherChoice:
     def __post_init__(self) -> None:
         if self.weights and self.init_seed is not None:
             raise ConfigError(f"--weights {self.weights} and --init-seed {self.init_seed} exclude each other")
-        if not self.weights and self.init_seed is None and not is_user_factory(self.source):
+        if is_hf(self.source) and (self.weights or self.init_seed is not None):
+            raise ConfigError(
+                f"teacher {self.source!r}: a checkpoint folder brings its own weights; found --weights or --init-seed",
+                hint="leave them out",
+            )
+        if not self.weights and self.init_seed is None and not is_hf(self.source) and not is_user_factory(self.source):
             raise ConfigError(
                 f"teacher {self.source!r} has no weights; expected --weights FILE",
                 hint="train one with kdcache train-teacher, or --init-seed 0 for random weights (a trial run)",
@@ -140,20 +146,21 @@ class TeacherRequest:
         """
         identity = identify_model(choice.source, data=choice.data, weights=choice.weights)
         weights = read_weights(resolve_weights(choice.source, choice.weights)) if choice.weights else None
+        info = weights.info if weights else hf_weights(choice.source) if is_hf(choice.source) else None
         preprocessing = identity.preprocessing
         if is_sequence(source):
             preprocessing = with_context(preprocessing, choice.context)
         spec = TeacherSpec(
             source=identity.source,
-            weights=weights.info.path.name if weights else _random_name(choice),
-            weights_sha256=weights.info.sha256 if weights else "",
-            state_digest=weights.info.state_digest if weights else "",
+            weights=info.path.name if info else _random_name(choice),
+            weights_sha256=info.sha256 if info else "",
+            state_digest=info.state_digest if info else "",
             code_digest=identity.code_digest,
             preprocessing=preprocessing,
             numeric_mode=choice.numeric_mode,
-            training=dict(weights.info.training) if weights else {},
+            training=dict(info.training) if info else {},
         )
-        if weights is not None:
+        if info is not None:
             return cls(choice, spec, weights, None)
         request = cls(choice, spec, None, None)
         built = request._build(source, torch.device("cpu"))

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @option("--data-root", kind=click.Path(path_type=Path), metavar="DIR", help="Folder with the data set's files.")
 @option("--split", default="train", metavar="NAME", help="Split whose rows are dumped.")
 @option(
-    "--teacher", metavar="SOURCE", default="", help="Built-in name, torchvision:NAME, timm:NAME or file.py:factory."
+    "--teacher",
+    metavar="SOURCE",
+    default="",
+    help="Built-in name, torchvision:NAME, timm:NAME, hf:FOLDER or file.py:factory.",
 )
 @option("--weights", metavar="FILE|ENUM", default="", help="safetensors or torch file, or a torchvision weight enum.")
 @option("--init-seed", kind=int, metavar="SEED", help="Random weights from this seed instead of a file (for trials).")

@@ -1,4 +1,4 @@
-"""From a model's name to a module: built-in families, `torchvision:NAME`, `timm:NAME`, `path/to/file.py:factory`.
+"""From a model's name to a module: built-in, `torchvision:NAME`, `timm:NAME`, `hf:FOLDER`, `path/to/file.py:factory`.
 
 `identify_model` says what a model is without building it (that is how a covering store is found without the teacher);
 `build_model` builds it with random weights; `weights.load_weights` fills them in.
@@ -26,6 +26,7 @@ from kdcache.errors import ConfigError
 from kdcache.models.cifar_mobile import CifarMobileNetV2, CifarShuffleNetV1, CifarShuffleNetV2
 from kdcache.models.cifar_resnet import CifarResNet, WideResNet
 from kdcache.models.cifar_vgg import CifarVgg
+from kdcache.models.hf_adapter import build_hf, hf_identity, is_hf
 from kdcache.models.language import LSTM_EXAMPLES, is_lstm_name, lstm_named, read_segments
 from kdcache.models.preprocess import Preprocessing
 from kdcache.models.timm_adapter import build_timm, timm_preprocessing, timm_weights
@@ -60,7 +61,7 @@ class ModelIdentity:
     Attributes:
         source: the name it was asked for by; a user's file is reduced to `file.py:factory`, its digest says which.
         preprocessing: how inputs reach it.
-        code_digest: hex sha256 of a user's file, "" for models that ship with a library.
+        code_digest: hex sha256 of a user's file, or of an hf: checkpoint's config; "" for models of a library.
     """
 
     source: str
@@ -106,6 +107,9 @@ def identify_model(name: str, *, data: PreprocessingSpec | None = None, weights:
         return ModelIdentity(source=name, preprocessing=published_preprocessing(rest, weights) or given)
     if prefix == "timm" and rest:
         return ModelIdentity(source=name, preprocessing=timm_preprocessing(rest, weights) or given)
+    if is_hf(name):
+        source, digest = hf_identity(name)
+        return ModelIdentity(source=source, preprocessing=given, code_digest=digest)
     _check_builtin(name)
     return ModelIdentity(source=name, preprocessing=given)
 
@@ -135,6 +139,10 @@ def build_model(
     if is_user_factory(name):
         return _build_user_model(name, identity, num_classes, input_shape)
     preprocessing = Preprocessing(identity.preprocessing)
+    if is_hf(name):
+        if input_shape != TOKEN:
+            raise ConfigError(f"{name}: a language model reads token rows, found examples of shape {input_shape}")
+        return BuiltModel(module=build_hf(name), preprocessing=preprocessing, code_digest=identity.code_digest)
     shape = preprocessing.output_shape(input_shape)
     prefix, _, rest = name.partition(":")
     if prefix == "torchvision" and rest:
@@ -167,7 +175,7 @@ def _check_builtin(name: str) -> None:
     if name in _IMAGE_MODELS or _MLP.fullmatch(name) or _CNN.fullmatch(name) or is_lstm_name(name):
         return
     hint = did_you_mean(
-        name, known_models(), listing="built-in, torchvision:NAME, timm:NAME or path/to/file.py:factory"
+        name, known_models(), listing="built-in, torchvision:NAME, timm:NAME, hf:FOLDER or path/to/file.py:factory"
     )
     raise ConfigError(f"model {name!r} is unknown", hint=hint)
 

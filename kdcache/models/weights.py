@@ -14,7 +14,7 @@ import pickle
 import struct
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,14 @@ def weights_state_digest(file: str | Path) -> str:
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """Hex sha256 over every tensor in order of name: name, dtype, shape, little-endian bytes."""
+    return digest_tensors((name, state[name]) for name in sorted(state))
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """`state_digest` of tensors that come one at a time, in order of name."""
     digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+    for name, value in tensors:
+        tensor = value.detach().cpu().contiguous()
         digest.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1e".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()

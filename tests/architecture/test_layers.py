@@ -45,6 +45,7 @@ CONFINED = {
     "dask": ("kdcache.parallel",),
     "distributed": ("kdcache.parallel",),
     "timm": ("kdcache.models.timm_adapter",),
+    "transformers": ("kdcache.models.hf_adapter",),
     "sklearn": (),
     "matplotlib": ("kdcache.report",),
 }
@@ -54,6 +55,7 @@ TORCH_DATASETS = "kdcache.datasets.torchvision_adapter"
 # The one module of each optional extra may import it where it is used, with an error that names the extra.
 ADAPTERS = frozenset(
     {
+        "kdcache.models.hf_adapter",
         "kdcache.models.timm_adapter",
         "kdcache.store.location",
         "kdcache.parallel",
