@@ -25,8 +25,10 @@ def command(*, name: str | None, as_json: bool) -> None:
     from kdcache.targets.methods import find_method, methods
 
     if name is None:
-        rows = [[item.name, item.status.split(";")[0], item.summary] for item in methods.values()]
-        text = table(rows, header=["method", "status", "what it is"])
+        rows = [
+            [item.name, _needs(item), item.status.split(";")[0], item.source, item.summary] for item in methods.values()
+        ]
+        text = table(rows, header=["method", "needs", "status", "source", "what it is"])
         write_json([_document(item) for item in methods.values()]) if as_json else write_result(text)
         return
     method = find_method(name)
@@ -36,13 +38,25 @@ def command(*, name: str | None, as_json: bool) -> None:
         ("equation", method.equation),
         ("source", method.source),
         ("status", method.status),
-        ("needs", ", ".join(method.needs) or "nothing of each row"),
+        ("needs", _needs(method) + (f" ({', '.join(method.needs)})" if method.needs else "")),
+        ("below k = K", "exact" if method.exact_below_full_k else "approximate, to what the tail keeps"),
         ("mixed views", str(method.on_mixed)),
         ("--temperature", "none" if method.default_temperature is None else f"default {method.default_temperature:g}"),
         ("--alpha", "none" if method.default_alpha is None else f"default {method.default_alpha:g}"),
         *[(f"--set {item.name}=", _option_help(item)) for item in method.options],
     ]
     write_json(_document(method)) if as_json else write_result(facts(pairs))
+
+
+def _needs(method: Method) -> str:
+    """What a store must hold for the method, in words."""
+    words = ["top k"] if "topk_index" in method.needs else []
+    words += ["two views"] if "view 2" in method.needs else []
+    words += ["samples"] if "sample_index" in method.needs else []
+    options = {item.name for item in method.options}
+    if "similarity" in options and "tail" not in options:  # kd reads R for tail=prior only
+        words.append("class weights or one pass")
+    return ", ".join(words) or "-"
 
 
 def _option_help(option: Option) -> str:
@@ -52,9 +66,16 @@ def _option_help(option: Option) -> str:
 
 def _document(method: Method) -> dict[str, Any]:
     plain = ("name", "summary", "equation", "source", "status", "needs", "default_temperature", "default_alpha")
+    exact = {"exact_below_full_k": method.exact_below_full_k, "default_topk": method.default_topk}
     options = [
         {"name": item.name, "default": item.default, "expected": item.check.expected, "help": item.help}
         for item in method.options
     ]
     shown = {name: getattr(method, name) for name in plain}
-    return {**shown, "on_mixed": str(method.on_mixed), "refused_on_mixed": method.on_mixed.refused, "options": options}
+    return {
+        **shown,
+        **exact,
+        "on_mixed": str(method.on_mixed),
+        "refused_on_mixed": method.on_mixed.refused,
+        "options": options,
+    }
