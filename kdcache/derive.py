@@ -29,6 +29,7 @@ from kdcache.store.writer import StoreWriter
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.tail import narrow
 from kdcache.version import __version__
+from kdcache.views.mixing import mixes
 
 Columns = dict[str, NDArray[Any]]
 
@@ -175,7 +176,7 @@ def _part_of(reader: StoreReader, rows: tuple[int, int]) -> DatasetSpec:
     data = parent.dataset
     if not 0 <= start < stop <= data.num_rows:
         raise ConfigError(f"rows {start}:{stop} asked for, expected a part of 0:{data.num_rows}")
-    if any(op.get("op") in ("mixup", "cutmix") for op in parent.views.ops):
+    if mixes(parent.views):
         raise IncompatibleError(
             "rows: the store's views mix examples, whose partners may lie outside the part; expected views of one row",
             hint="derive fewer views or classes instead",

@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from kdcache.canonical import to_json
 from kdcache.devices import choose_device, warn_if_amp_is_slow
-from kdcache.dump_plan import DumpConfig, DumpPlan, new_manifest, plan_dump
+from kdcache.dump_plan import DumpConfig, DumpPlan, check_continued_views, new_manifest, plan_dump
 from kdcache.progress import note
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId, blocks_of_view
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher_run import TeacherQuality, TeacherRun
+from kdcache.views.mixing import mixes, recorded_mixing
 
 __all__ = ["DumpConfig", "DumpResult", "dump_teacher", "stored_quality"]
 
@@ -58,6 +61,7 @@ def dump_teacher(config: DumpConfig) -> DumpResult:
     if plan.found is not None:
         note(f"store {plan.location} already covers this request; no teacher was built")
         return _result(plan.location, plan.found.manifest, reused=True, rows=0, seconds=0.0)
+    check_continued_views(plan)
     started = time.perf_counter()
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
     warn_if_amp_is_slow(config.amp, teacher.device)
@@ -103,11 +107,22 @@ def _result(location: str, manifest: StoreManifest, *, reused: bool, rows: int, 
 
 
 def stored_quality(writer: StoreWriter) -> TeacherQuality:
-    """The teacher's quality over all committed rows of view 0, read back from the store."""
-    right, nll, rows = 0, 0.0, 0
+    """The teacher's quality over all committed rows of view 0, read back from the store.
+
+    Of mixed rows the label of the larger share counts, and both labels' log-probabilities weighted by lambda.
+    """
+    kept = ("topk_index", "label", "label_log_prob", "view_params", "partner_label_log_prob")
+    parts = []
     for block in blocks_of_view(writer.manifest, 0):
         columns = writer.read_block(block)
-        right += int((columns["topk_index"][:, 0] == columns["label"]).sum())
-        nll -= float(columns["label_log_prob"].astype("float64").sum())
-        rows += block.stop - block.start
-    return TeacherQuality(rows=rows, top1=right / rows, nll=nll / rows)
+        parts.append(
+            {name: columns[name] for name in kept if name in columns} | {"topk_index": columns["topk_index"][:, 0]}
+        )
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    label, log_prob = whole["label"], whole["label_log_prob"].astype(np.float64)
+    if mixes(writer.manifest.views) and "partner_label_log_prob" in whole:
+        mix = recorded_mixing(writer.manifest.views, whole["view_params"], num_rows=len(label))
+        label = np.where(mix.weight < 0.5, label[mix.partner], label)
+        log_prob = mix.weight * log_prob + (1 - mix.weight) * whole["partner_label_log_prob"].astype(np.float64)
+    rows = len(label)
+    return TeacherQuality(rows=rows, top1=int((whole["topk_index"] == label).sum()) / rows, nll=-float(log_prob.mean()))

@@ -16,7 +16,7 @@ from kdcache.datasets.cards import load_card, open_dataset
 from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, KdcacheError
 from kdcache.loader.inputs import example_tensor, views_device
 from kdcache.loader.tokens import DEFAULT_CONTEXT
 from kdcache.progress import note
@@ -32,12 +32,13 @@ from kdcache.specs import (
 )
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.find import FoundStore, covering_store, default_store_path
+from kdcache.store.reader import open_reader
 from kdcache.store.verify import verify_store
 from kdcache.targets.sampled import MOST_DRAWS
 from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest
 from kdcache.user_code import is_user_factory
 from kdcache.version import __version__
-from kdcache.views.canary import make_canaries, view_libraries
+from kdcache.views.canary import check_sampling, make_canaries, view_libraries
 from kdcache.views.policy import ViewPolicy
 
 
@@ -207,14 +208,9 @@ def load_policy(name: str, *, seed: int) -> ViewPolicy | None:
     """The view policy of `--augment NAME|FILE.toml|FILE.py:factory`; None when it changes nothing.
 
     Raises:
-        ConfigError: an unknown policy, or one that mixes examples: the store does not yet record what mixing needs.
+        ConfigError: an unknown policy.
     """
     policy = ViewPolicy.named(name, seed=seed)
-    if policy.mix_op is not None:
-        raise ConfigError(
-            f"augment {name!r} mixes two examples; stores of mixed views are not supported yet",
-            hint="choose a policy without mixing, such as cifar, imagenet or imagenet-strong",
-        )
     return policy if policy.ops else None
 
 
@@ -233,6 +229,22 @@ def recorded_views(plan: DumpPlan, *, num_views: int, device: torch.device | Non
     return policy.spec(libraries=view_libraries(device), canaries=canaries)
 
 
+def check_continued_views(plan: DumpPlan) -> None:
+    """Before rows or views are added to what is at the plan's place: outcomes drawn now must be those recorded there.
+
+    Raises:
+        IncompatibleError: another kdcache version drew the views that are there; old and new would not belong together.
+    """
+    if plan.policy is None:
+        return
+    try:
+        there = open_reader(plan.location, allow_unfinished=True).manifest
+    except KdcacheError:  # nothing is there, or nothing that can be read: the writer decides what that means
+        return
+    if there.store_key == plan.key:
+        check_sampling(plan.policy, there.views, plan.data.num_rows)
+
+
 def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> StoreManifest:
     """The manifest a new store for this plan starts with."""
     shapes = {name: list(array.shape) for name, array in teacher.static.items()}
@@ -241,7 +253,10 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
     if config.samples:
         shapes |= {"sample_index": [config.samples], "sample_count": [config.samples]}
     masked = is_sequence(plan.source) and plan.source.mask is not None
-    fields = tuple(sorted({*shapes, *(("mask",) if masked else ())}))
+    # methods built on the label need the teacher's opinion of the second one, which is often in the tail
+    mixed = plan.policy is not None and plan.policy.mix_op is not None
+    more = [name for name, kept in (("mask", masked), ("partner_label_log_prob", mixed)) if kept]
+    fields = tuple(sorted({*shapes, *more}))
     return StoreManifest(
         format_version=FORMAT_VERSION,
         dataset=plan.data,

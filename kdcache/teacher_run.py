@@ -22,6 +22,7 @@ from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
 from kdcache.errors import IncompatibleError, WeakTeacherError
 from kdcache.loader import InputReader
+from kdcache.loader.mixing import label_mix
 from kdcache.loader.tokens import TokenReader, context_of
 from kdcache.progress import Progress
 from kdcache.specs import CodecSpec, DatasetSpec, StoreManifest
@@ -41,8 +42,8 @@ class TeacherQuality:
 
     Attributes:
         rows: how many rows were compared.
-        top1: share of rows whose most probable class is the label.
-        nll: mean negative log-probability of the label, in nats.
+        top1: share of rows whose most probable class is the label; of a mixed row, the label of the larger share.
+        nll: mean negative log-probability of the label, in nats; of a mixed row, of both weighted by lambda.
     """
 
     rows: int
@@ -133,7 +134,7 @@ class TeacherRun:
         right, nll = 0, 0.0
         for batch in self.encoded(batches, view=0):
             right += int(batch.correct.sum())
-            nll -= float(batch.label_log_prob.double().sum())
+            nll += float(batch.label_nll.double().sum())
         return TeacherQuality(rows=len(chosen), top1=right / len(chosen), nll=nll / len(chosen))
 
     def forward(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
@@ -147,12 +148,14 @@ class TeacherRun:
     def encoded(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[EncodedBatch]:
         """Encoded opinions of batches of row numbers, in order, on the teacher's device."""
         for logits, rows in self.forward(batches, view=view):
+            mix = self._reader.mixing(rows, view) if isinstance(self._reader, InputReader) else None
             batch = encode_topk(
                 logits,
                 torch.from_numpy(self._source.labels[rows]),
                 topk=self._codec.topk,
                 tail_numbers=self._codec.tail_numbers,
                 first_row=int(rows[0]),
+                mix=None if mix is None else label_mix(mix, self._source.labels),
             )
             yield self._with_samples(batch, logits, rows, view) if self._samples else batch
 

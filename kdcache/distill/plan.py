@@ -20,7 +20,7 @@ from kdcache.datasets.identity import check_identity, content_digest
 from kdcache.datasets.sequences import TokenSource, check_sequences, is_sequence
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.distill.config import DistillConfig
-from kdcache.distill.views import check_replay, shown_views
+from kdcache.distill.views import check_mixing, check_replay, shown_views
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.lineage import lineage_of
 from kdcache.loader.inputs import InputReader
@@ -46,6 +46,7 @@ from kdcache.training.setup import (
 )
 from kdcache.training.token_rows import token_feed
 from kdcache.version import __version__
+from kdcache.views.mixing import mixes
 
 KEPT_BY = {  # dump-teacher's option, for each field that not every store holds
     "sample_index": "--samples 50",
@@ -73,6 +74,7 @@ class DistillPlan:
         self._temperature, self._alpha, self._options = _method_settings(config, self._method, defaults, ours)
         self._topk = _choose_topk(config.topk, self._method.default_topk, self.store)
         _check_needs(self._method, self.store, config.views)
+        check_mixing(self.store, self._method, self._options)
         self._student = config.student or defaults.get("student", "")
         if not self._student:
             raise ConfigError("no student was named and the data card has no default", hint="name one with --student")
@@ -169,7 +171,7 @@ class DistillPlan:
             seed=self.training.seed,
             rank=self._processes.rank,
             world_size=self._processes.world_size,
-            store=self.store if self._reads_store else None,
+            store=self.store if self._reads_store or mixes(self.store.manifest.views) else None,
             topk=self._topk,
             view_of_epoch=self._shown.of_epoch,
             second_of_epoch=self._shown.beside_epoch if "view 2" in self._method.needs else None,

@@ -18,9 +18,11 @@ from kdcache.loader.inputs import example_tensor, views_device
 from kdcache.loader.target_store import TargetStore
 from kdcache.models.preprocess import Preprocessing
 from kdcache.progress import note
+from kdcache.targets.method import Method
 from kdcache.training.setup import random_augmentation
 from kdcache.user_code import is_user_factory
 from kdcache.views.canary import check_canaries
+from kdcache.views.mixing import mixes
 from kdcache.views.policy import ViewPolicy
 from kdcache.views.sampling import view_for_epoch
 
@@ -117,6 +119,24 @@ def check_replay(
             f"the student augments by itself ({shown.policy.name}), and the targets are of the plain examples: Beyer "
             "et al. 2022 (arXiv:2106.05237) found such fixed targets to be worse than views that teacher and student "
             "share; dump-teacher --augment ... --views V makes those"
+        )
+
+
+def check_mixing(store: TargetStore, method: Method, options: Mapping[str, object]) -> None:
+    """Refuse a method that is not defined on the store's mixed views, or that needs more of them than is kept.
+
+    Raises:
+        IncompatibleError: with the reason.
+    """
+    manifest = store.manifest
+    if not mixes(manifest.views):
+        return
+    method.on_mixed.check(method.name, options)
+    built_on_label = method.on_mixed.each_label and bool(method.needs)
+    if built_on_label and "partner_label_log_prob" not in manifest.codec.fields:
+        raise IncompatibleError(
+            f"method {method.name} needs 'partner_label_log_prob' of mixed views, which {store.location} does not hold",
+            hint="dump the views again with kdcache dump-teacher, or use kd",
         )
 
 

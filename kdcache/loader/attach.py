@@ -23,6 +23,9 @@ from kdcache.loader.order import batch_bounds, epoch_batches
 from kdcache.loader.target_store import Rows, TargetStore
 from kdcache.seeding import torch_seed_for
 from kdcache.targets.soft import SoftTargets
+from kdcache.views.canary import check_policy
+from kdcache.views.mixing import mixes
+from kdcache.views.policy import ViewPolicy
 
 
 @runtime_checkable
@@ -45,11 +48,18 @@ class AttachedDataset(Dataset[tuple[Any, int, int]]):
         store: the opened store.
 
     Raises:
-        IncompatibleError: another length, or labels that are not the store's.
+        IncompatibleError: another length, labels that are not the store's, or a store of mixed views: an item is one
+            example.
     """
 
     def __init__(self, dataset: MapDataset, store: TargetStore) -> None:
         check_alignment(dataset, store)
+        if mixes(store.manifest.views):
+            raise IncompatibleError(
+                f"{store.location} holds views that mix two examples ({store.manifest.views.policy!r}); the items of a "
+                "data set are one example each, and the student must see the mixes the teacher saw",
+                hint="give DistillLoader an InputReader over the store's data set: docs/views.md shows how",
+            )
         self.dataset = dataset
         self._store: TargetStore | None = store
 
@@ -94,7 +104,7 @@ class DistillLoader:
         shuffle: False keeps row order.
 
     Raises:
-        IncompatibleError: the data set is not the store's.
+        IncompatibleError: the data set is not the store's, or does not show the store's views.
         ConfigError: a batch size that does not divide among the processes.
     """
 
@@ -118,6 +128,8 @@ class DistillLoader:
         self._shuffle = shuffle
         self._rank, self._world_size = _place_among_processes()
         self._steps = len(batch_bounds(store.num_rows, batch_size, world_size=self._world_size))
+        if isinstance(dataset, InputReader):
+            _check_reader(dataset, store)
         self._feed = dataset if isinstance(dataset, InputReader) else _MapFeed(dataset, store, workers=workers)
 
     def __len__(self) -> int:
@@ -190,6 +202,21 @@ class _Plan(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def _check_reader(reader: InputReader, store: TargetStore) -> None:
+    """A store of augmented or mixed views is read through a reader that replays them."""
+    spec = store.manifest.views
+    if not spec.ops:
+        return
+    try:
+        check_policy(reader.policy or ViewPolicy(), spec)
+    except IncompatibleError as error:
+        raise IncompatibleError(
+            error.message,
+            hint="InputReader(source, preprocessing, ViewPolicy.from_spec(store.manifest.views), "
+            "stored_params=store.view_params) replays the store's views",
+        ) from error
 
 
 def check_alignment(dataset: MapDataset, store: TargetStore) -> None:

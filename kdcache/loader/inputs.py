@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kdcache.datasets.identity import row_digests
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.errors import ConfigError, IncompatibleError, KdcacheError
+from kdcache.loader.mixing import read_mixed
 from kdcache.models.preprocess import Preprocessing
+from kdcache.views.mixing import Mix, check_partners, drawn_mixing, mixing_of
 from kdcache.views.policy import ViewPolicy
 
 RESIDENT_BYTES = 4 << 30  # arrays up to this size are kept on an accelerator; CIFAR is 0.15 GB
@@ -39,8 +41,7 @@ class InputReader:
         stored_params: (rows, view) -> (B, W) uint8, the outcomes a store recorded; they are replayed instead of drawn
             again.
 
-    Raises:
-        ConfigError: the policy mixes examples, which one row's label cannot follow.
+    A policy that mixes examples gives mixed inputs; the partner's label is in the store's targets (`SoftTargets.mix`).
     """
 
     def __init__(
@@ -53,11 +54,6 @@ class InputReader:
         device: torch.device | str = "cpu",
         stored_params: Callable[[NDArray[np.int64], int], NDArray[np.uint8]] | None = None,
     ) -> None:
-        if policy is not None and policy.mix_op is not None:
-            raise ConfigError(
-                f"view policy {policy.name!r} mixes two examples; only policies of single examples can be read",
-                hint="choose cifar, imagenet or imagenet-strong",
-            )
         self._stored_params = stored_params
         self._source = source
         self._preprocessing = preprocessing
@@ -71,6 +67,11 @@ class InputReader:
         self._requests = _Requests()
         self._loader = self._build_loader(workers)
         self._last: tuple[NDArray[np.int64], int, NDArray[np.uint8]] | None = None
+
+    @property
+    def policy(self) -> ViewPolicy | None:
+        """The views it shows; None for the plain examples."""
+        return self._policy
 
     @property
     def in_memory(self) -> bool:
@@ -90,7 +91,7 @@ class InputReader:
             batches: arrays of row numbers, (B,) int64 each.
             view: which view of the policy, one for all batches or one for each; without a policy every view is the
                 plain example.
-            digests: (N,) expected digests of the raw examples; each row is compared as it passes.
+            digests: (N,) expected digests of the raw examples; each row is compared as it passes, partners too.
 
         Yields:
             (inputs, rows): inputs (B, ...) float32 (int64 for tokens) on the device, rows as given.
@@ -100,10 +101,33 @@ class InputReader:
             ConfigError: examples of one batch have different sizes.
         """
         asked = zip(batches, itertools.repeat(view) if isinstance(view, int) else view, strict=False)
-        if self._array is not None:
-            yield from self._gathered(self._array, asked, digests)
+        if self._policy is None or self._policy.mix_op is None:
+            yield from self._plain(asked, digests)
+            return
+        for inputs, batch in read_mixed(lambda needed: self._plain(needed, digests), asked, self._drawn_mix):
+            if self._last is not None:
+                self._last = (batch.rows, batch.view, self._last[2][batch.own])
+            yield inputs, batch.rows
+
+    def mixing(self, rows: NDArray[np.int64], view: int) -> Mix | None:
+        """Who the partners of these rows are in a view, and their weights; None where the policy mixes nothing."""
+        return None if self._policy is None or self._policy.mix_op is None else self._drawn_mix(rows, view)
+
+    def _drawn_mix(self, rows: NDArray[np.int64], view: int) -> Mix:
+        assert self._policy is not None
+        if self._stored_params is not None:
+            mix = mixing_of(self._policy, self._policy.unpack(self._stored_params(rows, view)))
         else:
-            yield from self._decoded(asked, digests)
+            mix = drawn_mixing(self._policy, rows, view, num_rows=len(self._source))
+        assert mix is not None
+        check_partners(mix, len(self._source))
+        return mix
+
+    def _plain(
+        self, asked: Iterable[tuple[NDArray[np.int64], int]], digests: NDArray[np.uint16] | None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Each row in its own view, before any mixing."""
+        return self._decoded(asked, digests) if self._array is None else self._gathered(self._array, asked, digests)
 
     def view_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
         """The store columns that record which random choices made a view of these rows; empty without a policy."""
@@ -227,8 +251,9 @@ class _Decoder(Dataset[_Answer]):
         examples = [_as_tensor(self._source.example(int(row))) for row in rows]
         shapes = [tuple(example.shape) for example in examples]
         params = None
+        shapes = [tuple(example.shape[-2:]) for example in examples]
         if self._policy is not None:
-            sizes = np.array([example.shape[-2:] for example in examples], dtype=np.int64)
+            sizes = np.array(shapes, dtype=np.int64)
             if request.params is not None:
                 outcomes = self._policy.unpack(request.params)
             else:

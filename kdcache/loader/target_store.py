@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.errors import ConfigError, IncompatibleError
-from kdcache.specs import StoreManifest
+from kdcache.loader.mixing import stored_label_mix
+from kdcache.specs import StoreManifest, ViewSpec
 from kdcache.store.reader import StoreReader, ViewColumns, open_reader
-from kdcache.targets.soft import SoftTargets
+from kdcache.targets.soft import LabelMix, SoftTargets
 from kdcache.targets.tail import narrow
+from kdcache.views.mixing import mixes
 
 RESIDENT_VIEWS = 2  # the view in use and the one before or after it; ImageNet at k=10 is 50-70 MB a view
 NARROW_ROWS = 65_536  # rows narrowed at a time, so that the float32 copy stays small
@@ -42,6 +44,7 @@ class _Table:
     view_params: NDArray[np.uint8] | None  # (N, W), always in RAM: they are replayed on the CPU
     sample_index: Tensor | None = None  # (N, m) integer
     sample_count: Tensor | None = None  # (N, m) integer
+    mix: LabelMix | None = None  # of all N rows, where the views mix two examples
 
     def gather(self, rows: Tensor, num_classes: int) -> SoftTargets:
         classes = torch.index_select(self.classes, 0, rows).long()
@@ -55,6 +58,7 @@ class _Table:
             num_classes=num_classes,
             sample_index=_gathered(self.sample_index, rows),
             sample_count=_gathered(self.sample_count, rows),
+            mix=None if self.mix is None else self.mix.each(lambda field: torch.index_select(field, 0, rows)),
         )
 
 
@@ -64,6 +68,7 @@ class _MappedTable:
 
     columns: ViewColumns
     labels: NDArray[np.int64]
+    views: ViewSpec
     topk: int
     device: torch.device
 
@@ -81,6 +86,7 @@ class _MappedTable:
             label=torch.from_numpy(self.labels[chosen]),
             label_log_prob=torch.from_numpy(kept.label_log_prob[chosen].astype(np.float32)),
             num_classes=num_classes,
+            mix=_label_mix(kept, self.labels, self.views, chosen),
         )
         sampled = {name: kept.optional[name][chosen].astype(np.int64) for name in SAMPLED if name in kept.optional}
         if sampled:
@@ -278,9 +284,11 @@ class TargetStore:
         if table is None:
             columns = self._reader.view(view)
             if isinstance(columns.topk_index, np.memmap):  # the reader found that the view does not fit in memory
-                table = _MappedTable(columns=columns, labels=self.labels, topk=topk, device=self.device)
+                table = _MappedTable(
+                    columns=columns, labels=self.labels, views=self.manifest.views, topk=topk, device=self.device
+                )
             else:
-                table = _resident(columns, self.labels, self.device)
+                table = _resident(columns, self.labels, self.manifest.views, self.device)
         if isinstance(table, _MappedTable):
             table = replace(table, topk=topk)
         elif topk + 1 < table.classes.shape[1]:
@@ -315,7 +323,18 @@ def _class_dtype(largest: int) -> type[np.integer]:
     return np.int32 if largest < 2**31 else np.int64
 
 
-def _resident(columns: ViewColumns, labels: NDArray[np.int64], device: torch.device) -> _Table:
+def _label_mix(
+    columns: ViewColumns, labels: NDArray[np.int64], views: ViewSpec, rows: NDArray[np.int64] | slice
+) -> LabelMix | None:
+    """The second labels of some rows of a view, where the views mix two examples."""
+    if columns.view_params is None or not mixes(views):
+        return None
+    log_prob = columns.optional.get("partner_label_log_prob")
+    return stored_label_mix(views, columns.view_params[rows], labels, None if log_prob is None else log_prob[rows])
+
+
+def _resident(columns: ViewColumns, labels: NDArray[np.int64], views: ViewSpec, device: torch.device) -> _Table:
+    mix = _label_mix(columns, labels, views, slice(None))
     num_rows, topk = columns.topk_index.shape
     kind = _class_dtype(max(int(columns.topk_index.max(initial=0)), int(labels.max(initial=0))))
     classes = np.empty((num_rows, topk + 1), dtype=kind)
@@ -334,6 +353,7 @@ def _resident(columns: ViewColumns, labels: NDArray[np.int64], device: torch.dev
             name: torch.from_numpy(values.astype(_class_dtype(int(values.max(initial=0))))).to(device)
             for name, values in sampled.items()
         },
+        mix=None if mix is None else mix.each(lambda field: field.to(device)),
     )
 
 

@@ -98,7 +98,9 @@ def problems_of(
     checks.append(("topk_log_prob", ~(log_prob <= 0), "NaN or log p above 0"))
     checks.append(("topk_log_prob", log_prob[:, 1:] > log_prob[:, :-1], "log p not descending"))
     checks.append(("topk_log_prob", np.isneginf(log_prob), "log p of -infinity"))
-    checks.append(("label_log_prob", ~(columns["label_log_prob"] <= 0), "NaN or log p above 0"))
+    for name in ("label_log_prob", "partner_label_log_prob"):
+        if name in columns:
+            checks.append((name, ~(columns[name] <= 0), "NaN or log p above 0"))
     tail = columns["tail"]
     checks.append(("tail", np.isnan(tail) | (tail == np.inf), "NaN or infinity"))
     checks.append(("tail", tail[:, 2] < 0, "a negative variance"))

@@ -6,13 +6,13 @@ precision and does not write; `dump` and `store` do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kdcache.errors import ConfigError, IncompatibleError, NumericError
-from kdcache.targets.soft import SoftTargets
+from kdcache.targets.soft import LabelMix, SoftTargets
 
 # float16 ends at 65,504: a log-probability below this, or a variance above it, would become infinite at rest.
 LARGEST_STORED = 60_000.0
@@ -29,9 +29,10 @@ class EncodedBatch:
         tail: (B, 3) or (B, 4) float32, see `SoftTargets.tail`.
         label: (B,) int64, ground truth.
         label_log_prob: (B,) float32, log p of the label in nats.
-        correct: (B,) bool, the most probable class is the label.
+        correct: (B,) bool, the most probable class is the label; of a mixed row, the label of the larger share.
         num_classes: K.
         sample_index, sample_count: (B, N) int64 or None, see `sampled.encode_sampled`.
+        mix: the second labels of rows that mix two examples, with the teacher's log p of them; else None.
     """
 
     index: Tensor
@@ -43,6 +44,14 @@ class EncodedBatch:
     num_classes: int
     sample_index: Tensor | None = None
     sample_count: Tensor | None = None
+    mix: LabelMix | None = None
+
+    @property
+    def label_nll(self) -> Tensor:
+        """(B,) nats: the teacher's -log p of the label; of a mixed row, of both labels weighted by lambda."""
+        if self.mix is None or self.mix.partner_log_prob is None:
+            return -self.label_log_prob
+        return -torch.lerp(self.mix.partner_log_prob, self.label_log_prob, self.mix.weight.to(self.label_log_prob))
 
     def columns(self) -> dict[str, Tensor]:
         """CPU tensors under the names of the store's arrays."""
@@ -55,6 +64,8 @@ class EncodedBatch:
         }
         if self.sample_index is not None and self.sample_count is not None:
             columns |= {"sample_index": self.sample_index, "sample_count": self.sample_count}
+        if self.mix is not None and self.mix.partner_log_prob is not None:
+            columns["partner_label_log_prob"] = self.mix.partner_log_prob
         return {name: column.cpu() for name, column in columns.items()}
 
     def targets(self) -> SoftTargets:
@@ -68,12 +79,19 @@ class EncodedBatch:
             num_classes=self.num_classes,
             sample_index=self.sample_index,
             sample_count=self.sample_count,
+            mix=self.mix,
         )
 
 
 @torch.no_grad()
 def encode_topk(
-    logits: Tensor, labels: Tensor, *, topk: int, tail_numbers: int = 4, first_row: int = 0
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    topk: int,
+    tail_numbers: int = 4,
+    first_row: int = 0,
+    mix: LabelMix | None = None,
 ) -> EncodedBatch:
     """Keep the k most probable classes, the label, and statistics of the classes outside both.
 
@@ -83,6 +101,7 @@ def encode_topk(
         topk: k, from 1 to K.
         tail_numbers: 3 for log mass, mean and variance of log p; 4 adds the log mass at T=2.
         first_row: number of the batch's first row, for messages only.
+        mix: second labels and weights of rows that mix two examples.
 
     Raises:
         ConfigError: k or the number of tail numbers is out of range.
@@ -101,14 +120,21 @@ def encode_topk(
     label_log_prob = log_prob.gather(1, label[:, None])[:, 0]
     in_head = torch.zeros_like(log_prob, dtype=torch.bool)
     in_head.scatter_(1, index, True).scatter_(1, label[:, None], True)
+    larger = label
+    if mix is not None:
+        mix = mix.each(lambda field: field.to(logits.device))
+        partner = mix.partner_label
+        mix = replace(mix, partner_log_prob=log_prob.gather(1, partner[:, None])[:, 0])
+        larger = torch.where(mix.weight < 0.5, partner, label)
     return EncodedBatch(
         index=index,
         log_prob=head,
         tail=_tail_statistics(log_prob, in_head, tail_numbers),
         label=label,
         label_log_prob=label_log_prob,
-        correct=index[:, 0] == label,
+        correct=index[:, 0] == larger,
         num_classes=classes,
+        mix=mix,
     )
 
 

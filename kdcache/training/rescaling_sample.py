@@ -34,7 +34,9 @@ class RescalingSample:
 
     def wants(self, step: int, batch: Batch) -> bool:
         """Whether this step is looked at; its logits then need `retain_grad` before the backward pass."""
-        return batch.targets is not None and step % self._every == self._first
+        if batch.targets is None or batch.targets.mix is not None:  # omega_y is about one true label
+            return False
+        return step % self._every == self._first
 
     def add(self, logits: Tensor, batch: Batch, *, scale: float = 1.0) -> None:
         """Look at a step after its backward pass.

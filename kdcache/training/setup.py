@@ -66,9 +66,7 @@ def random_augmentation(name: str | None, *, seed: int) -> ViewPolicy | None:
     if name is None or name in ("", "none"):
         return None
     draw = stream_key("training-augmentation", seed) % 2**31
-    policy = (
-        ViewPolicy.from_toml(name, seed=draw) if name.endswith(".toml") else ViewPolicy.from_preset(name, seed=draw)
-    )
+    policy = ViewPolicy.named(name, seed=draw)
     if policy.mix_op is not None:
         raise ConfigError(
             f"augment {name!r} mixes two examples, which needs targets of the mixed view",

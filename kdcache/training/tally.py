@@ -57,13 +57,21 @@ class EpochTally:
             self._refuse(waiting)
         predicted = torch.cat([found for _, found, _ in waiting])
         right = predicted == torch.cat([batch.labels for _, _, batch in waiting])
+        mixes = [
+            batch.targets.mix for _, _, batch in waiting if batch.targets is not None and batch.targets.mix is not None
+        ]
+        if len(mixes) == len(waiting):  # a mixed row is right in the share of the label that was found
+            weight = torch.cat([mix.weight for mix in mixes])
+            right = torch.lerp(
+                (predicted == torch.cat([mix.partner_label for mix in mixes])).float(), right.float(), weight
+            )
         teacher = [batch.targets.index[:, 0] for _, _, batch in waiting if batch.targets is not None]
         agreeing = predicted == torch.cat(teacher) if len(teacher) == len(waiting) else None
         masks = [batch.mask for _, _, batch in waiting if batch.mask is not None]
         rows = losses.new_tensor(len(losses))
         if masks:  # all batches of a feed have one, or none has
             mask = torch.cat(masks)
-            losses, right, rows = losses.masked_fill(~mask, 0.0), right & mask, mask.sum()
+            losses, right, rows = losses.masked_fill(~mask, 0.0), right.masked_fill(~mask, 0), mask.sum()
             agreeing = None if agreeing is None else agreeing & mask
         found = [rows, losses.double().sum(), right.sum()]  # finite losses of a diverging student overflow float32
         if agreeing is not None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from kdcache.canonical import canonical_json, from_json, to_json
 from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError
 from kdcache.specs import ViewSpec
+from kdcache.views.mixing import Mix, mix_pixels, mixing_of
 from kdcache.views.ops import AUGMENTATIONS
 from kdcache.views.policy import ViewPolicy
 from kdcache.views.sampling import Outcomes
@@ -40,7 +41,11 @@ EQUALIZED = 6  # both limits times this after histogram equalisation, which stre
 
 @dataclass(frozen=True, kw_only=True)
 class Canary:
-    """One replayed view: its outcome (hex of the packed bytes), its pixels' digest, and a strided sample of them."""
+    """One replayed view: its outcome (hex of the packed bytes), its pixels' digest, and a strided sample of them.
+
+    A mixed view is the mix in the size of the row's own view (`mixing.mix_pixels`); it also keeps the partner's
+    outcome and source size, so that replaying it draws nothing.
+    """
 
     row: int
     view: int
@@ -49,6 +54,8 @@ class Canary:
     shape: tuple[int, ...]
     digest: str
     sample: str
+    partner_size: tuple[int, ...] = ()
+    partner_outcome: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +94,7 @@ def make_canaries(
     """Canaries for `ViewSpec.canaries`: rows spread over the data set, views in turn; none for a policy without ops.
 
     Args:
-        read_image: called twice for each row.
+        read_image: called a few times for each row, and for partners of mixed views.
         device: None replays image by image; a device replays through `apply_batch` there.
 
     Raises:
@@ -96,28 +103,55 @@ def make_canaries(
     if not policy.is_random:
         return ()
     rows = np.unique(np.linspace(0, num_rows - 1, count).round().astype(np.int64))
-    made = []
-    for i, row in enumerate(rows.tolist()):
-        image, view = read_image(row), i % num_views
-        size = np.array([image.shape[-2:]], dtype=np.int64)
-        outcomes = policy.sample(np.array([row]), view, sizes=size, num_rows=num_rows)
-        pixels = _replay(policy, image, outcomes, device)
-        if not torch.equal(pixels, _replay(policy, read_image(row), outcomes, device)):
-            raise ConfigError(
-                f"view {view} of row {row} came out differently when replayed",
-                hint="a transform may draw from the generator it is given and from nothing else",
-            )
-        canary = Canary(
-            row=row,
-            view=view,
-            size=tuple(size[0].tolist()),
-            outcome=policy.pack(outcomes).tobytes().hex(),
-            shape=tuple(pixels.shape),
-            digest=_digest(pixels),
-            sample=base64.b64encode(_sample(pixels).tobytes()).decode(),
+    return tuple(
+        to_json(_make(policy, read_image, row, i % num_views, num_rows, device)) for i, row in enumerate(rows.tolist())
+    )
+
+
+def _make(
+    policy: ViewPolicy,
+    read_image: ReadImage,
+    row: int,
+    view: int,
+    num_rows: int,
+    device: torch.device | str | None,
+) -> Canary:
+    size, outcomes = _drawn(policy, read_image, row, view, num_rows)
+    mix = _mix_of(policy, outcomes, row)
+    partner_size, partner = (
+        (None, None) if mix is None else _drawn(policy, read_image, int(mix.partner[0]), view, num_rows)
+    )
+    pixels = _replay(policy, read_image, row, outcomes, partner, device)
+    if not torch.equal(pixels, _replay(policy, read_image, row, outcomes, partner, device)):
+        raise ConfigError(
+            f"view {view} of row {row} came out differently when replayed",
+            hint="a transform may draw from the generator it is given and from nothing else",
         )
-        made.append(to_json(canary))
-    return tuple(made)
+    return Canary(
+        row=row,
+        view=view,
+        size=tuple(size[0].tolist()),
+        outcome=policy.pack(outcomes).tobytes().hex(),
+        shape=tuple(pixels.shape),
+        digest=_digest(pixels),
+        sample=base64.b64encode(_sample(pixels).tobytes()).decode(),
+        partner_size=() if partner_size is None else tuple(partner_size[0].tolist()),
+        partner_outcome="" if partner is None else policy.pack(partner).tobytes().hex(),
+    )
+
+
+def _drawn(
+    policy: ViewPolicy, read_image: ReadImage, row: int, view: int, num_rows: int
+) -> tuple[NDArray[np.int64], Outcomes]:
+    """(1, 2) source size and (1,) outcome of one row."""
+    size = np.array([read_image(row).shape[-2:]], dtype=np.int64)
+    return size, policy.sample(np.array([row]), view, sizes=size, num_rows=num_rows)
+
+
+def _mix_of(policy: ViewPolicy, outcomes: Outcomes, row: int) -> Mix | None:
+    """The mix of one row; None where nothing is mixed into it."""
+    mix = mixing_of(policy, outcomes)
+    return None if mix is None or int(mix.partner[0]) == row else mix
 
 
 def check_canaries(
@@ -146,8 +180,8 @@ def check_canaries(
     drifted: list[str] = []
     canaries = [_parse(value, i, num_rows) for i, value in enumerate(spec.canaries)]
     for i, canary in enumerate(canaries):
-        outcomes = policy.unpack(_packed(canary, policy, i))
-        pixels = _replay(policy, read_image(canary.row), outcomes, device)
+        outcomes, partner = _stored_outcomes(canary, policy, i, num_rows)
+        pixels = _replay(policy, read_image, canary.row, outcomes, partner, device)
         if _digest(pixels) == canary.digest:
             continue
         slack = EQUALIZED if _equalizes(outcomes) else 1
@@ -172,14 +206,19 @@ def check_sampling(policy: ViewPolicy, spec: ViewSpec, num_rows: int) -> None:
     """
     for i, value in enumerate(spec.canaries):
         canary = _parse(value, i, num_rows)
-        stored = policy.unpack(_packed(canary, policy, i))
-        sizes = np.array([canary.size], dtype=np.int64)
-        drawn = policy.sample(np.array([canary.row]), canary.view, sizes=sizes, num_rows=num_rows)
-        if policy.pack(drawn).tobytes() != policy.pack(stored).tobytes():
-            raise IncompatibleError(
-                f"row {canary.row}, view {canary.view}: the store has {describe(stored)}, drawn now {describe(drawn)}",
-                hint="another kdcache version made this store: dump a new one, or grow it with that version",
-            )
+        stored, partner = _stored_outcomes(canary, policy, i, num_rows)
+        again = [(canary.row, canary.size, stored)]
+        if partner is not None:
+            mix = mixing_of(policy, stored)
+            assert mix is not None
+            again.append((int(mix.partner[0]), canary.partner_size, partner))
+        for row, size, before in again:
+            drawn = policy.sample(np.array([row]), canary.view, sizes=np.array([size]), num_rows=num_rows)
+            if policy.pack(drawn).tobytes() != policy.pack(before).tobytes():
+                raise IncompatibleError(
+                    f"row {row}, view {canary.view}: the store has {describe(before)}, drawn now {describe(drawn)}",
+                    hint="another kdcache version made this store: dump a new one, or grow it with that version",
+                )
 
 
 def check_policy(policy: ViewPolicy, spec: ViewSpec) -> None:
@@ -209,10 +248,24 @@ def describe(outcomes: Outcomes) -> str:
     return " ".join(f"{name}={int(outcomes[0][name])}" for name in outcomes.dtype.names or ())
 
 
-def _replay(policy: ViewPolicy, image: Tensor, outcomes: Outcomes, device: torch.device | str | None) -> Tensor:
-    if device is None:
-        return policy.apply(image, outcomes[0])
-    return policy.apply_batch(image[None].to(device), outcomes)[0].cpu()
+def _replay(
+    policy: ViewPolicy,
+    read_image: ReadImage,
+    row: int,
+    outcomes: Outcomes,
+    partner: Outcomes | None,
+    device: torch.device | str | None,
+) -> Tensor:
+    def view_of(image: Tensor, outcome: Outcomes) -> Tensor:
+        if device is None:
+            return policy.apply(image, outcome[0])
+        return policy.apply_batch(image[None].to(device), outcome)[0].cpu()
+
+    own = view_of(read_image(row), outcomes)
+    mix = mixing_of(policy, outcomes)
+    if mix is None or partner is None:
+        return own
+    return mix_pixels(own, view_of(read_image(int(mix.partner[0])), partner), mix)
 
 
 def _digest(pixels: Tensor) -> str:
@@ -236,13 +289,28 @@ def _parse(value: Any, i: int, num_rows: int) -> Canary:
     return canary
 
 
-def _packed(canary: Canary, policy: ViewPolicy, i: int) -> NDArray[np.uint8]:
+def _stored_outcomes(canary: Canary, policy: ViewPolicy, i: int, num_rows: int) -> tuple[Outcomes, Outcomes | None]:
+    """The canary's outcome, and its partner's where the view is a mix.
+
+    Raises:
+        CorruptStoreError: bytes of another width, or a partner without outcome, without size or outside the data.
+    """
+    outcomes = policy.unpack(_packed(canary.outcome, policy, f"views.canaries[{i}].outcome"))
+    mix = _mix_of(policy, outcomes, canary.row)
+    if mix is None:
+        return outcomes, None
+    if int(mix.partner[0]) >= num_rows or len(canary.partner_size) != 2 or min(canary.partner_size) < 1:
+        raise CorruptStoreError(f"views.canaries[{i}]: partner row {int(mix.partner[0])} or its size makes no sense")
+    return outcomes, policy.unpack(_packed(canary.partner_outcome, policy, f"views.canaries[{i}].partner_outcome"))
+
+
+def _packed(text: str, policy: ViewPolicy, where: str) -> NDArray[np.uint8]:
     try:
-        raw = bytes.fromhex(canary.outcome)
+        raw = bytes.fromhex(text)
     except ValueError as error:
-        raise CorruptStoreError(f"views.canaries[{i}].outcome: not hexadecimal") from error
+        raise CorruptStoreError(f"{where}: not hexadecimal") from error
     if len(raw) != policy.width:
-        raise CorruptStoreError(f"views.canaries[{i}].outcome: expected {policy.width} bytes, found {len(raw)}")
+        raise CorruptStoreError(f"{where}: expected {policy.width} bytes, found {len(raw)}")
     return np.frombuffer(raw, dtype=np.uint8)[None]
 
 

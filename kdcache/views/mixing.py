@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache.errors import ConfigError
-from kdcache.views.ops import BOX_UNITS
-from kdcache.views.pixels import box_pixels
+from kdcache.errors import ConfigError, CorruptStoreError
+from kdcache.specs import ViewSpec
+from kdcache.views.ops import BOX_UNITS, MixOp, op_from_json
 from kdcache.views.policy import ViewPolicy
-from kdcache.views.sampling import WEIGHT_ONE, Outcomes
+from kdcache.views.sampling import WEIGHT_ONE, Outcomes, sample_mixing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,51 @@ def mixing_of(policy: ViewPolicy, outcomes: Outcomes) -> Mix | None:
     return Mix(partner=partner, weight=weight.astype(np.float32), box=box)
 
 
+def drawn_mixing(policy: ViewPolicy, rows: NDArray[np.int64], view: int, *, num_rows: int) -> Mix | None:
+    """The mix that `policy.sample` draws for these rows, without sizes and without drawing the rest; None without one.
+
+    Args:
+        rows: (n,) int64 in [0, num_rows).
+    """
+    if policy.mix_op is None:
+        return None
+    return mixing_of(policy, sample_mixing(policy.ops, policy.seed, rows, view, num_rows=num_rows))
+
+
+def mixes(spec: ViewSpec) -> bool:
+    """Whether a store's views mix two examples."""
+    return bool(spec.ops) and isinstance(op_from_json(spec.ops[-1], where="views.ops"), MixOp)
+
+
+def recorded_mixing(spec: ViewSpec, packed: NDArray[np.uint8], *, num_rows: int) -> Mix:
+    """The mix that a store's `view_params` (n, W) record; the code of a user's transform is not needed for it.
+
+    Raises:
+        IncompatibleError: the bytes belong to another policy.
+        CorruptStoreError: a partner outside [0, num_rows), or a policy that does not mix.
+    """
+    ops = tuple(op_from_json(op, where=f"views.ops[{i}]") for i, op in enumerate(spec.ops))
+    policy = ViewPolicy(name=spec.policy, ops=ops, seed=spec.seed)
+    mix = mixing_of(policy, policy.unpack(packed))
+    if mix is None:
+        raise CorruptStoreError(f"views {spec.policy!r} mix no examples; expected mixup or cutmix as their last op")
+    check_partners(mix, num_rows)
+    return mix
+
+
+def check_partners(mix: Mix, num_rows: int) -> None:
+    """Refuse partners that are no rows.
+
+    Raises:
+        CorruptStoreError: a partner is num_rows or more.
+    """
+    if len(mix) and int(mix.partner.max()) >= num_rows:
+        raise CorruptStoreError(
+            f"view parameters: partner row {int(mix.partner.max())}, expected 0 to {num_rows - 1}",
+            hint="kdcache verify says which store is damaged; give the same dump-teacher command again",
+        )
+
+
 def mix_batch(inputs: Tensor, partner_inputs: Tensor, mix: Mix) -> Tensor:
     """Mix two batches of model inputs row by row.
 
@@ -78,10 +123,37 @@ def mix_batch(inputs: Tensor, partner_inputs: Tensor, mix: Mix) -> Tensor:
     if inputs.ndim != 4 or not inputs.dtype.is_floating_point:
         raise ConfigError(f"mixing: expected float (B, C, h, w), found {inputs.dtype} {tuple(inputs.shape)}")
     pasted = mix.box[:, 0] < mix.box[:, 2]
-    share = np.where(pasted, np.float32(1), mix.weight)
-    mixed = torch.lerp(partner_inputs, inputs, torch.from_numpy(share).to(inputs)[:, None, None, None])
-    for row in np.flatnonzero(pasted):
-        top, left, bottom, right = (int(edge) for edge in mix.box[row])
-        rows, columns = box_pixels(top, bottom, inputs.shape[2]), box_pixels(left, right, inputs.shape[3])
-        mixed[row, :, rows, columns] = partner_inputs[row, :, rows, columns]
+    share = torch.from_numpy(np.where(pasted, np.float32(1), mix.weight)).to(inputs)[:, None, None, None]
+    # two products and a sum, each rounded once: a fused multiply-add (lerp) rounds differently on another processor
+    mixed = inputs * share
+    mixed += partner_inputs * (1 - share)
+    if pasted.any():
+        mixed = torch.where(_inside_box(mix.box, inputs), partner_inputs, mixed)
     return mixed
+
+
+def _inside_box(box: NDArray[np.uint8], inputs: Tensor) -> Tensor:
+    """(B, 1, h, w) bool: the pixels that come from the partner; edges rounded to nearest in whole numbers."""
+    height, width = inputs.shape[2:]
+    lengths = np.array([height, width, height, width], dtype=np.int64)
+    edges = torch.from_numpy((2 * box.astype(np.int64) * lengths + BOX_UNITS) // (2 * BOX_UNITS)).to(inputs.device)
+    top, left, bottom, right = (edges[:, i, None] for i in range(4))
+    down, across = (torch.arange(length, device=inputs.device)[None] for length in (height, width))
+    inside: Tensor = ((down >= top) & (down < bottom))[:, None, :, None] & ((across >= left) & (across < right))[
+        :, None, None, :
+    ]
+    return inside
+
+
+def mix_pixels(image: Tensor, partner: Tensor, mix: Mix) -> Tensor:
+    """One mixed view as uint8 (C, h, w) in the size of the row's own view, for canaries; models mix their own inputs.
+
+    Args:
+        image: uint8 (C, h, w), the row's own view.
+        partner: uint8 (C, h', w'), the partner's; pixels are picked from it, so that nothing is interpolated.
+        mix: 1 row.
+    """
+    picked = partner
+    for axis, length in ((1, image.shape[1]), (2, image.shape[2])):
+        picked = picked.index_select(axis, torch.arange(length) * picked.shape[axis] // length)
+    return mix_batch(image[None].float(), picked[None].float(), mix)[0].round().to(torch.uint8)

@@ -76,6 +76,29 @@ def sample_outcomes(
     return outcomes
 
 
+def sample_mixing(ops: Sequence[Op], seed: int, rows: NDArray[np.int64], view: int, *, num_rows: int) -> Outcomes:
+    """Outcomes with the mixing op drawn as `sample_outcomes` draws it and all other fields 0; it needs no sizes.
+
+    A loader needs the partners before it has decoded anything.
+
+    Args:
+        ops: the last one mixes.
+        rows: (n,) row numbers in [0, num_rows).
+
+    Raises:
+        ConfigError: as `sample_outcomes`.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    _check_request(rows, view, np.ones((len(rows), 2), dtype=np.int64), num_rows)
+    outcomes = np.zeros(len(rows), dtype=outcome_dtype(ops))
+    op, position = ops[-1], len(ops) - 1
+    if isinstance(op, Mixup | Cutmix | MixupOrCutmix):
+        draws = Draws(rows, view, position, stream_key("views", seed) & 0xFFFFFFFFFFFFFFFF)
+        for name, values in _mix(op, draws, num_rows).items():
+            outcomes[f"{position}.{name}"] = values
+    return outcomes
+
+
 def _check_request(rows: NDArray[np.int64], view: int, sizes: NDArray[np.int64], num_rows: int) -> None:
     if sizes.shape != (len(rows), 2):
         raise ConfigError(f"view sizes: expected ({len(rows)}, 2) heights and widths, found {sizes.shape}")

@@ -156,11 +156,6 @@ def test_recorded_outcomes_are_replayed_not_drawn_again(images: FileSource, work
         assert torch.equal(inputs, expected)
 
 
-def test_a_policy_that_mixes_examples_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mixes"):
-        InputReader(small_source(8), PLAIN, ViewPolicy.from_preset("patient"))
-
-
 @pytest.mark.parametrize("workers", [None, 0, 1])
 def test_a_free_crop_box_is_resized_to_exactly_the_models_input(images: FileSource, workers: int | None) -> None:
     """Aspect ratio and all: "resize the shorter side, cut the centre" would cut the box a second time."""
