@@ -128,12 +128,12 @@ class EvaluationSums:
             nll=per_row[2],
             ece=float(gap),
             agreement=agreement,
-            calibration=_calibration(table),
+            calibration=calibration_of(table),
         )
 
 
-def _calibration(table: Tensor) -> Calibration:
-    """From (3, n) sums of rows, confidence and right answers."""
+def calibration_of(table: Tensor) -> Calibration:
+    """The bins from (3, n) sums of rows, confidence and right answers."""
     bins = list(zip(*table.tolist(), strict=True))
     return Calibration(
         edges=[number / len(bins) for number in range(len(bins) + 1)],

@@ -76,16 +76,25 @@ def find_runs(places: Sequence[str | Path]) -> list[Path]:
 
 
 def compare_runs(places: Sequence[str | Path]) -> list[ReportRow]:
-    """Group finished runs by method and settings and pair their seeds with cross-entropy's.
+    """Group finished runs by method and settings and pair their seeds with cross-entropy's; errors as `group_runs`."""
+    groups = {label: [run for _, run in members] for label, members in group_runs(places).items()}
+    baseline = _baseline(groups)
+    rows = [_row(label, members, baseline) for label, members in groups.items()]
+    return sorted(rows, key=lambda row: (row.method != BASELINE, row.accuracy))
+
+
+def group_runs(places: Sequence[str | Path]) -> dict[str, list[tuple[Path, Mapping[str, Any]]]]:
+    """(folder, result.json) of finished students by `ReportRow.label`.
 
     Raises:
         NotFoundError: a place holds no finished run.
         ConfigError: the runs differ in data, student or budget: their comparison would say nothing about methods.
     """
-    runs = [read_document(folder / "result.json") for folder in find_runs(places)]
-    runs = [run for run in runs if "student" in run]
-    if not runs:
+    found = [(folder, read_document(folder / "result.json")) for folder in find_runs(places)]
+    found = [(folder, run) for folder, run in found if "student" in run]
+    if not found:
         raise NotFoundError("no finished student among these runs", hint="kdcache distill makes one")
+    runs = [run for _, run in found]
     for name in _SHARED:
         values = sorted({str(run.get(name)) for run in runs})
         if len(values) > 1:
@@ -93,13 +102,10 @@ def compare_runs(places: Sequence[str | Path]) -> list[ReportRow]:
                 f"the runs differ in {name}: {', '.join(values)}; expected them to differ in method, k, T, seed",
                 hint="report them separately",
             )
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    labels = _labels(runs)
-    for label, run in zip(labels, runs, strict=True):
-        groups.setdefault(label, []).append(run)
-    baseline = _baseline(groups)
-    rows = [_row(label, members, baseline) for label, members in groups.items()]
-    return sorted(rows, key=lambda row: (row.method != BASELINE, row.accuracy))
+    groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
+    for label, member in zip(_labels(runs), found, strict=True):
+        groups.setdefault(label, []).append(member)
+    return groups
 
 
 def text_table(rows: Sequence[ReportRow]) -> str:

@@ -29,7 +29,7 @@ COMMANDS: dict[str, str] = {
     "derive": "Make a smaller store from a store, without its teacher.",
     "merge": "Average the stores of several teachers into one.",
     "verify": "Check every byte of a store against its ledger.",
-    "report": "Compare finished runs in one table.",
+    "report": "Draw a store, or compare finished runs, as a page or a table.",
     "methods": "List the distillation methods, what each needs and its options.",
     "datasets": "List the data cards that come with kdcache.",
 }

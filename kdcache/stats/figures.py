@@ -10,22 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.canonical import to_json
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Confidence against accuracy in equal bins of (0, 1]; a bin counts confidences above its lower edge.
-
-    Attributes:
-        edges: n + 1 edges.
-        confidence, accuracy: n means of the bin's rows; 0 where it has none.
-        count: n rows.
-    """
-
-    edges: tuple[float, ...]
-    confidence: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    count: tuple[int, ...]
+from kdcache.metrics import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)

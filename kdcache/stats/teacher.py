@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcache.metrics import CALIBRATION_BINS
-from kdcache.stats.figures import Calibration, ClassFigures, TeacherFigures
+from kdcache.metrics import CALIBRATION_BINS, calibration_of
+from kdcache.stats.figures import ClassFigures, TeacherFigures
 from kdcache.targets.soft import SoftTargets
 
 CONFIDENCE_BINS = 20
@@ -53,20 +53,14 @@ class TeacherSums:
     def result(self) -> TeacherFigures:
         """Figures over all rows that were added."""
         rows = max(self._rows, 1)
-        count, confidence, right = self._bins
-        divisor = count.clamp(min=1)
+        _, confidence, right = self._bins
         return TeacherFigures(
             top1=self._top1 / rows,
             top5=self._top5 / rows if self._topk >= 5 or self._topk == self._classes else None,
             nll=self._nll / rows,
             ece=float((confidence - right).abs().sum()) / rows,
             confidence=self._sum / rows,
-            calibration=Calibration(
-                edges=tuple(i / CALIBRATION_BINS for i in range(CALIBRATION_BINS + 1)),
-                confidence=tuple((confidence / divisor).tolist()),
-                accuracy=tuple((right / divisor).tolist()),
-                count=tuple(int(number) for number in count.tolist()),
-            ),
+            calibration=calibration_of(self._bins),
             histogram=tuple(int(number) for number in self._histogram.tolist()),
         )
 

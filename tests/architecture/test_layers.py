@@ -24,12 +24,25 @@ LAYERS: tuple[frozenset[str], ...] = (
             "derive",
             "merge",
             "stats",
+            "pages",
         }
     ),
     frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
     frozenset({"targets", "views", "store"}),
     frozenset(
-        {"specs", "lineage", "errors", "canonical", "seeding", "progress", "version", "nearest", "user_code", "urls"}
+        {
+            "specs",
+            "lineage",
+            "errors",
+            "html",
+            "canonical",
+            "seeding",
+            "progress",
+            "version",
+            "nearest",
+            "user_code",
+            "urls",
+        }
     ),
 )
 ROOMS = frozenset({"targets", "views", "store"})
@@ -47,7 +60,8 @@ CONFINED = {
     "timm": ("kdcache.models.timm_adapter",),
     "transformers": ("kdcache.models.hf_adapter",),
     "sklearn": (),
-    "matplotlib": ("kdcache.report",),
+    "matplotlib": (),
+    "PIL": ("kdcache.datasets", "kdcache.html", "kdcache.pages"),
 }
 NO_TORCH = ("kdcache.store", "kdcache.datasets", "kdcache.views.sampling", "kdcache.cli")
 TORCH_DATASETS = "kdcache.datasets.torchvision_adapter"

@@ -32,6 +32,7 @@ def test_sdist_and_wheel_carry_the_sample_and_the_cards(built: Path) -> None:
         inside = set(wheel.namelist())
     assert {f"kdcache/_data/{name}" for name in SAMPLE} <= inside
     assert {f"kdcache/_data/cards/{name}" for name in cards} <= inside
+    assert {"kdcache/html/style.css", "kdcache/html/script.js"} <= inside  # what report pages are made of
     assert not [name for name in inside if name.startswith(("tests/", "pipelines/", "data/"))]
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.split("/", 1)[-1] for name in sdist.getnames()}

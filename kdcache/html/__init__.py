@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: escaping by construction, one style, charts as inline SVG, tables that sort and search."""
