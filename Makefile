@@ -38,7 +38,7 @@ format: env-dev
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-bench: env
+bench: env-dev
 	@$(PY) -m benchmarks
 
 env: $(VENV)/.stamp-run

@@ -28,6 +28,7 @@ from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.writer import StoreWriter
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.tail import narrow
+from kdcache.urls import is_url
 from kdcache.version import __version__
 from kdcache.views.mixing import mixes
 
@@ -66,18 +67,22 @@ class DeriveResult:
     rows_written: int
 
 
-def derive(config: DeriveConfig) -> DeriveResult:
+def derive(config: DeriveConfig, *, reader: StoreReader | None = None) -> DeriveResult:
     """Write a part of a sealed store as a store of its own. Reads every block once, verified; memory stays at a block.
+
+    Args:
+        config: what to keep.
+        reader: `config.store` when it is open already.
 
     Raises:
         ConfigError: a part the store does not have. UnfinishedStoreError, CorruptStoreError: the store is not sound.
         IncompatibleError: `out` holds something else.
     """
-    if Path(config.out).resolve() == Path(config.store).resolve():
+    if not is_url(config.store) and Path(config.out).resolve() == Path(config.store).resolve():
         raise ConfigError(
             f"{config.out}: a store cannot be derived onto itself; expected a new path", hint="choose another OUT"
         )
-    reader = open_reader(config.store)
+    reader = reader or open_reader(config.store)
     manifest = derived_manifest(reader, config)
     start = config.rows[0] if config.rows else 0
     static = {array.name: reader.static(array.name) for array in static_arrays(layout_of(manifest))}

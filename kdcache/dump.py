@@ -20,6 +20,7 @@ from kdcache.dump_plan import DumpConfig, DumpPlan, check_continued_views, new_m
 from kdcache.progress import note
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId, blocks_of_view
+from kdcache.store.remote_dump import written_at
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher_run import TeacherQuality, TeacherRun
 from kdcache.views.mixing import mixes, recorded_mixing
@@ -70,7 +71,10 @@ def dump_teacher(config: DumpConfig) -> DumpResult:
     quality = run.probe(batch_size=config.batch_size)
     note(f"teacher on {quality.rows} sampled rows: top-1 {quality.top1:.1%}, NLL {quality.nll:.3f} nats")
     quality.check(plan.data, allow_weak=config.allow_weak_teacher)
-    with StoreWriter.open(plan.location, manifest, static=teacher.static) as writer:
+    with (
+        written_at(plan.location, manifest) as folder,
+        StoreWriter.open(folder, manifest, static=teacher.static) as writer,
+    ):
         pending = writer.pending
         _announce(writer, plan, pending)
         run.fill(writer, pending, batch_size=int(writer.manifest.creator["batch_size"]))

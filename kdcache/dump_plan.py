@@ -33,9 +33,11 @@ from kdcache.specs import (
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.find import FoundStore, covering_store, default_store_path
 from kdcache.store.reader import open_reader
+from kdcache.store.transfer import is_remote
 from kdcache.store.verify import verify_store
 from kdcache.targets.sampled import MOST_DRAWS
 from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest
+from kdcache.urls import clean_url
 from kdcache.user_code import is_user_factory
 from kdcache.version import __version__
 from kdcache.views.canary import check_sampling, make_canaries, view_libraries
@@ -158,8 +160,10 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
     teacher = TeacherRequest.resolve(teacher_choice(config), source)
     key = store_key(data, teacher.spec, views)
     found = covering_store(key, topk=topk, num_views=config.views, out=config.out, samples=config.samples)
-    location = config.out or default_store_path(data, teacher.spec, topk=topk, key=key, samples=config.samples)
-    if found is not None and not verify_store(found.location).problems:
+    location = clean_url(config.out) or default_store_path(
+        data, teacher.spec, topk=topk, key=key, samples=config.samples
+    )
+    if found is not None and _is_sound(found):
         location = found.location
     elif found is not None:
         note(f"store {found.location} covers this request but is damaged: its bad blocks are dumped again")
@@ -175,6 +179,14 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
         location=location,
         found=found,
     )
+
+
+def _is_sound(found: FoundStore) -> bool:
+    """Whether a store can be used as it is. A remote one is not read through for this: its readers check each block."""
+    if is_remote(found.location):
+        open_reader(found.location)  # manifest against ledger; damage there is an error, because nobody may repair it
+        return True
+    return not verify_store(found.location).problems
 
 
 def teacher_choice(config: DumpConfig) -> TeacherChoice:

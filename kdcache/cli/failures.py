@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from kdcache.errors import KdcacheError
+from kdcache.urls import clean_text, clean_url
 from kdcache.version import __version__
 
 EXIT_INTERRUPTED = 130
@@ -50,9 +51,9 @@ def report_failure(error: BaseException, arguments: Sequence[str], *, verbose: b
 
 
 def _say(message: str, hint: str = "") -> None:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(clean_text(f"error: {message}\n"))
     if hint:
-        sys.stderr.write(f"  next: {hint}\n")
+        sys.stderr.write(clean_text(f"  next: {hint}\n"))
     sys.stderr.flush()
 
 
@@ -132,4 +133,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _command_line(arguments: Sequence[str]) -> str:
-    return shlex.join(["kdcache", *arguments])
+    return shlex.join(["kdcache", *map(clean_url, arguments)])

@@ -44,7 +44,12 @@ def _text(store: Mapping[str, Any]) -> str:
         ("digest", store["root_digest"]),
     ]
     arrays = [
-        [name, " x ".join(map(str, array["shape"])), array["dtype"], human_bytes(array["bytes_on_disk"])]
+        [
+            name,
+            " x ".join(map(str, array["shape"])),
+            array["dtype"],
+            "?" if array["bytes_on_disk"] is None else human_bytes(array["bytes_on_disk"]),
+        ]
         for name, array in store["arrays"].items()
     ]
     listing = table(arrays, header=["array", "shape", "dtype", "on disk"], right=[3])
@@ -61,5 +66,11 @@ def _state(store: Mapping[str, Any]) -> str:
 
 def _size(store: Mapping[str, Any]) -> str:
     full = store["full_logits_bytes"]
+    if store["bytes_on_disk"] is None:
+        return f"unknown: a web server does not list files; all logits in float32 would take {human_bytes(full)}"
     size = f"{human_bytes(store['bytes_on_disk'])}, {store['bytes_per_row']:.1f} bytes per row and view"
     return f"{size}; all logits in float32 would take {human_bytes(full)}"
+
+
+def _bytes(count: int | None) -> str:
+    return "?" if count is None else human_bytes(count)

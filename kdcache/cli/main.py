@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "derive": "Make a smaller store from a store, without its teacher.",
     "merge": "Average the stores of several teachers into one.",
     "verify": "Check every byte of a store against its ledger.",
+    "push": "Copy a sealed store to S3 or another place, and publish it there.",
+    "pull": "Copy a store, or a part of it, from a URL to a local folder.",
     "report": "Draw a store, or compare finished runs, as a page or a table.",
     "methods": "List the distillation methods, what each needs and its options.",
     "datasets": "List the data cards that come with kdcache.",

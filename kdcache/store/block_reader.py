@@ -6,7 +6,6 @@ The reader, the verifier and the writer's sealing all go through here, so there 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,14 @@ from kdcache.errors import ChecksumError, CorruptStoreError
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId
 from kdcache.store.chunks import decode_chunk, max_file_bytes
-from kdcache.store.files import read_bytes
+from kdcache.store.files import Root, read_bytes
 from kdcache.store.layout import ArrayLayout, block_arrays, static_arrays
 from kdcache.store.ledger import Record, block_digest, read_records, records_of_commit, static_digest
 
 Columns = dict[str, NDArray[Any]]
 
 
-def read_block(root: Path, manifest: StoreManifest, layout: Mapping[str, ArrayLayout], block: BlockId) -> Columns:
+def read_block(root: Root, manifest: StoreManifest, layout: Mapping[str, ArrayLayout], block: BlockId) -> Columns:
     """Decode a block's chunks without asking the ledger.
 
     Returns:
@@ -35,7 +34,7 @@ def read_block(root: Path, manifest: StoreManifest, layout: Mapping[str, ArrayLa
     return {array.name: read_block_array(root, array, block) for array in block_arrays(layout, block.view)}
 
 
-def read_block_array(root: Path, array: ArrayLayout, block: BlockId) -> NDArray[Any]:
+def read_block_array(root: Root, array: ArrayLayout, block: BlockId) -> NDArray[Any]:
     """One array's part of a block: contiguous (rows, ...); errors as `read_block`."""
     chunk = _read_chunk(root, array, array.block_chunk_path(block.view, block.block), str(block))
     rows = chunk[0] if array.kind == "view_rows" else chunk
@@ -43,7 +42,7 @@ def read_block_array(root: Path, array: ArrayLayout, block: BlockId) -> NDArray[
 
 
 def check_block(
-    root: Path, manifest: StoreManifest, block: BlockId, columns: Mapping[str, NDArray[Any]], sha256: str
+    root: Root, manifest: StoreManifest, block: BlockId, columns: Mapping[str, NDArray[Any]], sha256: str
 ) -> None:
     """Compare a decoded block with the ledger.
 
@@ -59,12 +58,12 @@ def check_block(
         )
 
 
-def read_static(root: Path, layout: Mapping[str, ArrayLayout]) -> Columns:
+def read_static(root: Root, layout: Mapping[str, ArrayLayout]) -> Columns:
     """Decode the store-level arrays without asking the ledger; errors as `read_block`."""
     return {array.name: _read_static_array(root, array) for array in static_arrays(layout)}
 
 
-def check_static(root: Path, manifest: StoreManifest, arrays: Mapping[str, NDArray[Any]], sha256: str) -> None:
+def check_static(root: Root, manifest: StoreManifest, arrays: Mapping[str, NDArray[Any]], sha256: str) -> None:
     """Compare the store-level arrays with row 0 of the ledger; ChecksumError when they differ."""
     found = static_digest(manifest.store_id, arrays)
     if found != sha256:
@@ -75,7 +74,7 @@ def check_static(root: Path, manifest: StoreManifest, arrays: Mapping[str, NDArr
         )
 
 
-def _read_static_array(root: Path, array: ArrayLayout) -> NDArray[Any]:
+def _read_static_array(root: Root, array: ArrayLayout) -> NDArray[Any]:
     parts = []
     for start in range(0, array.shape[0], array.chunk_shape[0]):
         path = array.chunk_path(start // array.chunk_shape[0], *(0 for _ in array.shape[1:]))
@@ -84,7 +83,7 @@ def _read_static_array(root: Path, array: ArrayLayout) -> NDArray[Any]:
     return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
 
 
-def read_commit(root: Path, array: ArrayLayout, *, lenient: bool = False) -> NDArray[np.uint8]:
+def read_commit(root: Root, array: ArrayLayout, *, lenient: bool = False) -> NDArray[np.uint8]:
     """The commit array (1 + V * blocks, 32).
 
     Args:
@@ -107,14 +106,14 @@ def read_commit(root: Path, array: ArrayLayout, *, lenient: bool = False) -> NDA
 
 
 def stated_records(
-    root: Path, manifest: StoreManifest, layout: Mapping[str, ArrayLayout]
+    root: Root, manifest: StoreManifest, layout: Mapping[str, ArrayLayout]
 ) -> dict[tuple[int, int], Record]:
     """What the ledger of a store in any state says: `commit` of an earlier sealing, then the newer records over it."""
     commit = read_commit(root, layout["commit"], lenient=True)
     return {**records_of_commit(manifest, commit), **read_records(root, manifest)}
 
 
-def _read_chunk(root: Path, array: ArrayLayout, path: str, what: str) -> NDArray[Any]:
+def _read_chunk(root: Root, array: ArrayLayout, path: str, what: str) -> NDArray[Any]:
     where = f"{root}: array {array.name!r}, {what}, file {path}"
     try:
         data = read_bytes(root, path, limit=max_file_bytes(array))
@@ -127,7 +126,7 @@ def _read_chunk(root: Path, array: ArrayLayout, path: str, what: str) -> NDArray
         raise
 
 
-def repair_hint(root: Path) -> str:
+def repair_hint(root: Root) -> str:
     """What to type when blocks of a store are bad."""
     return (
         f"give the dump-teacher command that made the store again, with --out {root}: it rewrites only the bad blocks"

@@ -31,6 +31,12 @@ def max_file_bytes(array: ArrayLayout) -> int:
     return array.chunk_bytes + array.chunk_bytes // 128 + 1024
 
 
+def pack_plain(values: NDArray[Any]) -> bytes:
+    """The chunk file of an array that is not compressed: the values, C order, then their crc32c."""
+    body = np.ascontiguousarray(values).tobytes()
+    return body + struct.pack("<I", google_crc32c.value(body))
+
+
 def decode_chunk(data: bytes, array: ArrayLayout, *, where: str) -> NDArray[Any]:
     """Decode one chunk file.
 

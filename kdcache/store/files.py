@@ -13,8 +13,9 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kdcache.errors import ConfigError, CorruptStoreError, HostileStoreError, KdcacheError, NotFoundError, ResourceError
 
@@ -22,6 +23,35 @@ MAX_ROOT_JSON = 16 * 2**20  # 21,000 class names and a few hundred canaries take
 MAX_ARRAY_JSON = 64 * 2**10
 PARTIAL = ".partial"  # the ending of files that are still being written, ours and zarr-python's alike
 WORK_FOLDER = ".kdcache"  # lease and commit records; gone once a store is sealed and closed
+
+
+class RemoteFiles(Protocol):
+    """What reading a store needs of a place that is not a local folder; `location.Location` is one."""
+
+    @property
+    def read_only(self) -> bool:
+        """A place that cannot list what it holds, either."""
+
+    def get(self, name: str = "", *, limit: int | None = None) -> bytes:
+        """All bytes of a file; NotFoundError, HostileStoreError above `limit`."""
+
+    def list(self, under: str = "") -> Iterator[Entry]:
+        """The files under a folder."""
+
+    def __truediv__(self, name: str) -> RemoteFiles:
+        """A name under this place, for messages."""
+
+
+Root = Path | RemoteFiles  # where a store's files are read from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One object of a listing: its name under the location, its bytes, and when it was written (server's seconds)."""
+
+    name: str
+    size: int
+    modified: float
 
 
 def local_path(location: str | Path) -> Path:
@@ -40,19 +70,24 @@ def local_path(location: str | Path) -> Path:
     return Path(text)
 
 
-def read_bytes(root: Path, relative: str, *, limit: int) -> bytes:
+def read_bytes(root: Root, relative: str, *, limit: int) -> bytes:
     """The bytes of one file of a store.
 
     Args:
-        root: the store's folder; it may itself be reached through a link, nothing under it may.
+        root: the store's folder; it may itself be reached through a link, nothing under it may. Or a remote place.
         relative: path under the root with forward slashes.
         limit: the most bytes the file may hold.
 
     Raises:
         FileNotFoundError: there is no such file (the caller says what that means).
         HostileStoreError: a link, a special file, or more than `limit` bytes.
-        ResourceError: no permission.
+        ResourceError: no permission. RemoteError: a service failed.
     """
+    if not isinstance(root, Path):
+        try:
+            return root.get(relative, limit=limit)
+        except NotFoundError as error:
+            raise FileNotFoundError(error.message) from None
     with as_store_errors(root / relative):
         descriptor = _open_inside(root, relative)
         try:
@@ -95,7 +130,7 @@ def _is_link(root: Path, parts: list[str]) -> bool:
     return any(root.joinpath(*parts[: depth + 1]).is_symlink() for depth in range(len(parts)))
 
 
-def read_json(root: Path, relative: str, *, limit: int) -> Any:
+def read_json(root: Root, relative: str, *, limit: int) -> Any:
     """Parsed JSON of one file of a store; errors as `read_bytes`, and CorruptStoreError when it is not JSON."""
     data = read_bytes(root, relative, limit=limit)
     try:
@@ -108,12 +143,19 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
-def walk_files(root: Path, *, under: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """(relative path, stat) of every entry that is not a folder, links not followed; the work folder is left out.
+def walk_files(root: Root, *, under: str = "") -> Iterator[tuple[str, int]]:
+    """(relative path, bytes) of every entry that is not a folder, links not followed; the work folder is left out.
+
+    A web server lists nothing: there are no entries then.
 
     Raises:
         HostileStoreError: a link inside the store, or more than 64 levels.
     """
+    if not isinstance(root, Path):
+        for found in () if root.read_only else root.list(under):
+            if not found.name.startswith(f"{WORK_FOLDER}/"):
+                yield found.name, found.size
+        return
     start = root / under if under else root
     if start.is_symlink() and under:
         raise HostileStoreError(f"{start}: a link inside a store is refused")
@@ -135,7 +177,7 @@ def walk_files(root: Path, *, under: str = "") -> Iterator[tuple[str, os.stat_re
                         info = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue  # a store being written renames its partial files: gone since the folder was listed
-                    yield Path(entry.path).relative_to(root).as_posix(), info
+                    yield Path(entry.path).relative_to(root).as_posix(), info.st_size
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -225,10 +267,10 @@ def _hint_for(error: OSError) -> str:
     return _HINTS.get(error.errno or 0, "check the disk, then give the same command again")
 
 
-def tree_bytes(root: Path) -> dict[str, int]:
+def tree_bytes(root: Root) -> dict[str, int]:
     """Bytes on disk per first path part ("topk_index", "zarr.json", ...)."""
     totals: dict[str, int] = {}
-    for relative, info in walk_files(root):
+    for relative, size in walk_files(root):
         name = relative.split("/")[0]
-        totals[name] = totals.get(name, 0) + info.st_size
+        totals[name] = totals.get(name, 0) + size
     return totals

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from kdcache.errors import IncompatibleError, KdcacheError, NotFoundError
 from kdcache.specs import DatasetSpec, StoreManifest, TeacherSpec, covers
+from kdcache.store.location import Location
 from kdcache.store.manifest_file import read_manifest
+from kdcache.store.publish import published_at
 
 DEFAULT_FOLDER = "kdcache-store"
 
@@ -67,6 +69,12 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "", sample
             if covers(found.manifest, key, topk=topk, num_views=num_views, samples=samples)
         )
         return next(serving, None)
+    target = Location.at(out)
+    if target.folder is None:
+        there = published_at(target)
+        serves = there is not None and covers(there, key, topk=topk, num_views=num_views, samples=samples)
+        return FoundStore(location=str(target), manifest=there) if there is not None and serves else None
+    out = str(target.folder)
     if not Path(out).exists():
         return None
     if Path(out).is_dir() and not any(Path(out).iterdir()):

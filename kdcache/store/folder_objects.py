@@ -11,20 +11,10 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import HostileStoreError, NotFoundError
-from kdcache.store.files import PARTIAL, as_store_errors, make_folder, sync_folder, write_atomic
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One object of a listing: its name under the location, its bytes, and when it was written (server's seconds)."""
-
-    name: str
-    size: int
-    modified: float
+from kdcache.store.files import PARTIAL, Entry, as_store_errors, make_folder, sync_folder, write_atomic
 
 
 class FolderObjects:
@@ -126,12 +116,13 @@ class FolderObjects:
                     except OSError:
                         break  # not empty, or gone already
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a file, or None when there is none."""
+    def stat(self, name: str) -> Entry | None:
+        """Bytes and time of a file, or None when there is none."""
         try:
-            return (self.root / name).stat().st_size
+            info = (self.root / name).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return Entry(name=name, size=info.st_size, modified=info.st_mtime)
 
 
 def _version(data: bytes) -> Mapping[str, str]:

@@ -5,31 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdcache.store.files import WORK_FOLDER, local_path, tree_bytes, walk_files
+from kdcache.store.files import WORK_FOLDER, tree_bytes, walk_files
 from kdcache.store.layout import layout_of, row_bytes
 from kdcache.store.lease import holder_of
 from kdcache.store.ledger import read_records
 from kdcache.store.manifest_file import read_manifest
+from kdcache.store.roots import root_of
 
 
 def describe(location: str | Path) -> dict[str, Any]:
     """Facts about a store: manifest, arrays, bytes on disk, progress; plain JSON values.
 
     Args:
-        location: local folder.
+        location: local folder or URL.
 
     Returns:
         "location", "complete", "store_key", "root_digest", "manifest" (JSON), "rows", "views", "arrays" (name -> shape,
         dtype, bytes_on_disk), "bytes_on_disk", "bytes_per_row" (per row and view, store-level arrays left out),
         "bytes_per_row_uncompressed", "full_logits_bytes" (float32, all K, all views), and "progress" for an unfinished
-        store: blocks "committed" and "total", "writer" (who writes it now, or None).
+        store: blocks "committed" and "total", "writer" (who writes it now, or None). Bytes on disk are None where
+        nothing can be listed: on a web server.
 
     Raises:
         NotFoundError, IncompatibleError, CorruptStoreError: as `read_manifest`.
     """
-    root = local_path(location)
+    root = root_of(location)
     manifest = read_manifest(root)
     layout = layout_of(manifest)
+    listed = isinstance(root, Path) or not root.read_only
     on_disk = tree_bytes(root)
     cells = manifest.dataset.num_rows * manifest.num_views
     features = sum(size for name, size in on_disk.items() if name == "features")
@@ -45,18 +48,20 @@ def describe(location: str | Path) -> dict[str, Any]:
             array.name: {
                 "shape": list(array.shape),
                 "dtype": array.dtype.name,
-                "bytes_on_disk": on_disk.get(array.name, 0),
+                "bytes_on_disk": on_disk.get(array.name, 0) if listed else None,
             }
             for array in layout.values()
         },
-        "bytes_on_disk": sum(on_disk.values()),
-        "bytes_per_row": round((sum(on_disk.get(name, 0) for name in per_row) + features) / cells, 3),
+        "bytes_on_disk": sum(on_disk.values()) if listed else None,
+        "bytes_per_row": round((sum(on_disk.get(name, 0) for name in per_row) + features) / cells, 3)
+        if listed
+        else None,
         "bytes_per_row_uncompressed": row_bytes(layout),
         "full_logits_bytes": 4 * cells * manifest.dataset.num_classes,
         "manifest": manifest.to_json(),
     }
     if not manifest.complete:
-        holder = holder_of(root) if (root / WORK_FOLDER).is_dir() else None
+        holder = holder_of(root) if isinstance(root, Path) and (root / WORK_FOLDER).is_dir() else None
         facts["progress"] = {
             "committed": len(read_records(root, manifest)),
             "total": manifest.num_views * manifest.blocks_per_view,
@@ -71,13 +76,13 @@ def bytes_by_view(location: str | Path) -> dict[str, list[int]]:
     Raises:
         NotFoundError, IncompatibleError, CorruptStoreError: as `read_manifest`.
     """
-    root = local_path(location)
+    root = root_of(location)
     manifest = read_manifest(root)
     names = [array.name for array in layout_of(manifest).values() if array.kind == "view_rows"]
     sizes = {name: [0] * manifest.num_views for name in names}
     for name in names:
-        for relative, info in walk_files(root, under=name):
+        for relative, size in walk_files(root, under=name):
             parts = relative[len(name) + 1 :].split("/")  # c/VIEW/BLOCK/...
             if len(parts) > 1 and parts[1].isdecimal() and int(parts[1]) < manifest.num_views:
-                sizes[name][int(parts[1])] += info.st_size
+                sizes[name][int(parts[1])] += size
     return sizes

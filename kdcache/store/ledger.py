@@ -22,7 +22,7 @@ from kdcache.canonical import canonical_json, digest_of, to_json
 from kdcache.errors import CorruptStoreError, HostileStoreError
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId, all_blocks, block_at
-from kdcache.store.files import WORK_FOLDER, make_folder, read_json, sync_folder, write_json
+from kdcache.store.files import WORK_FOLDER, Root, make_folder, read_json, sync_folder, write_json
 from kdcache.store.layout import DIGEST_BYTES, ArrayLayout
 
 LEDGER_FOLDER = f"{WORK_FOLDER}/ledger"
@@ -138,18 +138,21 @@ def has_record(root: Path, block: BlockId) -> bool:
     return (root / LEDGER_FOLDER / f"{block.view}-{block.block}.json").exists()
 
 
-def recorded_places(root: Path) -> set[tuple[int, int]]:
+def recorded_places(root: Root) -> set[tuple[int, int]]:
     """(view, block) of every record file there is; what they say is not read."""
-    folder = root / LEDGER_FOLDER
-    try:
-        names = os.listdir(folder) if not folder.is_symlink() else []
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+    if isinstance(root, Path):
+        folder = root / LEDGER_FOLDER
+        try:
+            names = os.listdir(folder) if not folder.is_symlink() else []
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+    else:
+        names = [] if root.read_only else [found.name.rsplit("/", 1)[-1] for found in root.list(LEDGER_FOLDER)]
     matches = map(_RECORD_NAME.fullmatch, names)
     return {(int(match[1]), int(match[2])) for match in matches if match is not None}
 
 
-def read_records(root: Path, manifest: StoreManifest) -> dict[tuple[int, int], Record]:
+def read_records(root: Root, manifest: StoreManifest) -> dict[tuple[int, int], Record]:
     """The commit records of an unfinished store, keyed by (view, block).
 
     A record that is torn, of another store, or of a block the store does not have commits nothing and is left out.
@@ -164,7 +167,7 @@ def read_records(root: Path, manifest: StoreManifest) -> dict[tuple[int, int], R
     return records
 
 
-def read_record(root: Path, manifest: StoreManifest, block: BlockId) -> Record | None:
+def read_record(root: Root, manifest: StoreManifest, block: BlockId) -> Record | None:
     """The record of one block; None when there is none, or it is torn or of another store."""
     try:
         value = read_json(root, f"{LEDGER_FOLDER}/{block.view}-{block.block}.json", limit=_MAX_RECORD)
@@ -208,6 +211,13 @@ class Digests:
             return bytes(self._commit[commit_row(self._manifest, block.view, block.block)]).hex()
         record = self._records.get((block.view, block.block))
         return None if record is None else record.sha256
+
+    @property
+    def commit(self) -> NDArray[np.uint8]:
+        """The commit array of a sealed store."""
+        if self._commit is None:
+            raise ValueError("an unfinished store has no commit array")
+        return self._commit
 
     @property
     def static(self) -> str:

@@ -12,13 +12,15 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kdcache.errors import ConfigError, HostileStoreError, KdcacheError, NotFoundError, RemoteError, ResourceError
-from kdcache.store.folder_objects import Entry, FolderObjects
+from kdcache.store.files import Entry
+from kdcache.store.folder_objects import FolderObjects
 from kdcache.store.retries import Passing, Patience, persist, will_pass
 from kdcache.store.service_settings import client_settings, s3_settings
 from kdcache.urls import clean_text, clean_url, is_url
@@ -109,11 +111,7 @@ class Location:
         return Location(f"{self.url.rstrip('/')}/{name}", self._objects, self._path(name))
 
     def get(self, name: str = "", *, limit: int | None = None) -> bytes:
-        """All bytes of an object, in one request.
-
-        Args:
-            name: relative name; "" when the location itself is the object.
-            limit: the most bytes it may have.
+        """All bytes of an object (of the location itself when `name` is ""), in one request.
 
         Raises:
             NotFoundError: there is no such object.
@@ -146,9 +144,8 @@ class Location:
     def put_new(self, name: str, data: bytes) -> bool:
         """Write an object only where there is none.
 
-        Returns:
-            True when the object now holds exactly `data`: written now, or by a write whose reply was lost. False when
-            there is another one, which is left alone. Errors as `put`.
+        True when the object now holds exactly `data`: written now, or by a write whose reply was lost. False when there
+        is another one, which is left alone. Errors as `put`.
         """
         path = self._path(name)
         if self._objects.put_new(path, data):
@@ -188,7 +185,13 @@ class Location:
 
     def size(self, name: str = "") -> int | None:
         """Bytes of an object, or None when there is none. Errors as `get`."""
-        return self._objects.size(self._path(name))
+        found = self._objects.stat(self._path(name))
+        return None if found is None else found.size
+
+    def modified(self, name: str = "") -> float | None:
+        """When an object was written, in seconds on the service's clock; None when there is none. Errors as `get`."""
+        found = self._objects.stat(self._path(name))
+        return None if found is None else found.modified
 
     def _path(self, name: str) -> str:
         parts = name.split("/") if name else []
@@ -260,11 +263,7 @@ class _Remote:
             raise ConfigError(f"{self._place}/{under}: a web server cannot list its folders; expected s3://, gs:// ...")
 
         def attempt() -> list[Entry]:
-            items = [item for page in _obstore().list(self._store, prefix=under or None) for item in page]
-            return [
-                Entry(name=item["path"], size=item["size"], modified=item["last_modified"].timestamp())
-                for item in items
-            ]
+            return [_entry(item) for page in _obstore().list(self._store, prefix=under or None) for item in page]
 
         yield from self._try("LIST", under, attempt)
 
@@ -272,9 +271,9 @@ class _Remote:
         if paths:
             self._try("DELETE", paths[0], lambda: _delete(self._writer, paths))
 
-    def size(self, path: str) -> int | None:
+    def stat(self, path: str) -> Entry | None:
         try:
-            return int(self._try("HEAD", path, lambda: _obstore().head(self._store, path)["size"]))
+            return self._try("HEAD", path, lambda: _entry(_obstore().head(self._store, path)))
         except NotFoundError:
             return None
 
@@ -338,6 +337,10 @@ def _reason(error: BaseException) -> str:
     return clean_text(" ".join(lines))[:300]
 
 
+def _entry(meta: Mapping[str, Any]) -> Entry:
+    return Entry(name=meta["path"], size=int(meta["size"]), modified=meta["last_modified"].timestamp())
+
+
 def _version(meta: Mapping[str, Any]) -> dict[str, str]:
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
 
@@ -347,10 +350,8 @@ def _delete(store: Any, paths: Sequence[str]) -> None:
         _obstore().delete(store, list(paths))
     except FileNotFoundError:
         for path in paths:  # some services stop at the first that is absent
-            try:
+            with suppress(FileNotFoundError):
                 _obstore().delete(store, path)
-            except FileNotFoundError:
-                continue
 
 
 def _obstore() -> Any:
@@ -369,7 +370,7 @@ def _connect(url: str, scheme: str, patience: Patience) -> tuple[_Remote, str]:
         parts = urlsplit(url)
     except ValueError as error:
         raise ConfigError(f"{clean_url(url)}: not a URL: {clean_text(str(error))}") from None
-    bucket, prefix = parts.netloc, unquote(parts.path).strip("/")
+    bucket, prefix = parts.netloc.rsplit("@", 1)[-1], unquote(parts.path).strip("/")
     if not bucket:
         raise ConfigError(f"{clean_url(url)}: expected a bucket, host or name after {scheme}://")
     place = f"{scheme}://{clean_url(url).split('://', 1)[1].partition('/')[0]}"

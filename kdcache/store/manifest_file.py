@@ -5,13 +5,16 @@ This is all that `kdcache info` and a covering-store lookup need, and it loads i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdcache.errors import ConfigError, CorruptStoreError, HostileStoreError, IncompatibleError, NotFoundError
 from kdcache.specs import StoreManifest
-from kdcache.store.files import MAX_ARRAY_JSON, MAX_ROOT_JSON, as_store_errors, local_path, read_json, write_json
+from kdcache.store.files import MAX_ARRAY_JSON, MAX_ROOT_JSON, Root, as_store_errors, read_json, write_json
 from kdcache.store.layout import FEATURE_PREFIX, ArrayLayout, layout_of
+from kdcache.store.location import Location
+from kdcache.store.roots import root_of
 
 ROOT_FILE = "zarr.json"
 ATTRIBUTE = "kdcache"
@@ -19,17 +22,19 @@ _V2_FILES = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
 _MAKE_ONE = "kdcache dump-teacher makes a store; kdcache info STORE describes one"
 
 
-def read_manifest(location: str | Path) -> StoreManifest:
-    """The manifest of a store, checked against the schema; nothing else of the store is read.
+def read_manifest(location: str | Path | Location) -> StoreManifest:
+    """The manifest of a store, local or remote, checked against the schema; nothing else of the store is read.
 
     Raises:
         NotFoundError: there is nothing, or a file instead of a folder.
         IncompatibleError: a folder that is not a kdcache store, or a store of a newer format.
         CorruptStoreError: the manifest is damaged.
         HostileStoreError: Zarr v2 metadata, links, or sizes no store has.
-        ResourceError: no permission.
+        ResourceError: no permission. RemoteError: a service failed.
     """
-    root = local_path(location)
+    root = root_of(location)
+    if not isinstance(root, Path):
+        return _read_remote(root)
     with as_store_errors(root):
         if not root.exists():
             raise NotFoundError(f"{root}: no such store", hint=_MAKE_ONE)
@@ -41,6 +46,17 @@ def read_manifest(location: str | Path) -> StoreManifest:
         _refuse_v2(root)
         raise IncompatibleError(
             f"{root}: expected a kdcache store, found a folder without {ROOT_FILE}", hint=_MAKE_ONE
+        ) from None
+    return parse_root(value, where=str(root))
+
+
+def _read_remote(root: Root) -> StoreManifest:
+    try:
+        value = read_json(root, ROOT_FILE, limit=MAX_ROOT_JSON)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{root}: no such store (no {ROOT_FILE}); one that is still dumped or pushed appears when it is whole",
+            hint=_MAKE_ONE,
         ) from None
     return parse_root(value, where=str(root))
 
@@ -78,12 +94,12 @@ def write_manifest(root: Path, manifest: StoreManifest) -> None:
     write_json(root / ROOT_FILE, root_json(manifest))
 
 
-def group_folders(layout: dict[str, ArrayLayout]) -> tuple[str, ...]:
+def group_folders(layout: Mapping[str, ArrayLayout]) -> tuple[str, ...]:
     """Groups below the root: "features" when there are feature arrays."""
     return ("features",) if any(name.startswith(FEATURE_PREFIX) for name in layout) else ()
 
 
-def check_metadata(root: Path, array: ArrayLayout) -> None:
+def check_metadata(root: Root, array: ArrayLayout) -> None:
     """Compare an array's zarr.json with what the manifest implies; nothing of it is used.
 
     Raises:
@@ -120,7 +136,7 @@ def _same(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
-def _repair(root: Path) -> str:
+def _repair(root: Root) -> str:
     return f"kdcache verify {root} lists the damage; the same dump-teacher command with --out {root} repairs it"
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,12 @@ from kdcache.store.block_reader import (
     stated_records,
 )
 from kdcache.store.blocks import BlockId, block_at, blocks_of_view
-from kdcache.store.files import local_path
+from kdcache.store.chunks import pack_plain
 from kdcache.store.layout import layout_of
 from kdcache.store.ledger import Digests, root_digest
+from kdcache.store.location import Location
 from kdcache.store.manifest_file import check_metadata, read_manifest
+from kdcache.store.mirror import Mirror
 from kdcache.store.resident import (
     LoadedView,
     ViewColumns,
@@ -43,7 +45,9 @@ from kdcache.store.resident import (
     refuse_bomb,
     view_bytes,
 )
+from kdcache.store.roots import root_of
 
+T = TypeVar("T")
 __all__ = ["StoreReader", "ViewColumns", "open_reader", "read_manifest"]
 
 # Views that a reader of this process holds, by (place, root digest, view): verified once per process and store.
@@ -51,28 +55,31 @@ _LOADED: weakref.WeakValueDictionary[tuple[str, str, int], LoadedView] = weakref
 
 
 def open_reader(
-    location: str | Path,
+    location: str | Path | Location,
     *,
     allow_unfinished: bool = False,
     ram_budget: int | None = None,
     cache: str | Path | None = None,
     threads: int | None = None,
+    copy_to: Path | None = None,
 ) -> StoreReader:
     """Open a store: manifest, array metadata, ledger and root digest are checked; no array is decoded.
 
     Args:
-        location: local folder.
+        location: local folder or URL. Of a remote store two objects are read now; views come when they are used, into
+            `cache`, and stay there for the next process.
         allow_unfinished: open a store that is not sealed; only views whose blocks are all committed can be read.
         ram_budget: bytes a view may take in RAM; a larger one goes to a memory map. None: half of what is free.
-        cache: folder of the memory-mapped caches; None: KDCACHE_CACHE or the user's cache folder.
+        cache: folder of local copies and memory-mapped caches; None: KDCACHE_CACHE or the user's cache folder.
         threads: decoding threads; None: one per CPU this process may use.
+        copy_to: folder that receives the files as they are used, instead of the cache (for `pull`).
 
     Raises:
         NotFoundError, IncompatibleError: not a store, or a store of a newer format.
         UnfinishedStoreError: not sealed; the hint continues it.
         CorruptStoreError: metadata or ledger are damaged; HostileStoreError where they ask for what no store has.
     """
-    root = local_path(location)
+    root = root_of(location) if copy_to is None else Location.at(location)
     manifest = read_manifest(root)
     layout = layout_of(manifest)
     if not manifest.complete:
@@ -83,10 +90,15 @@ def open_reader(
                 f"{root}: unfinished, {len(records)} of {total} blocks are committed; expected a sealed store",
                 hint=f"give the dump-teacher command that started it again, with --out {root}: it continues",
             )
+        if not isinstance(root, Path):
+            raise UnfinishedStoreError(
+                f"{root}: unfinished; a remote store is read when it is sealed", hint="seal it where it is written"
+            )
         digests = Digests(manifest, records=records)
         return StoreReader(root, manifest, digests, ram_budget=ram_budget, cache=cache, threads=threads)
-    for array in layout.values():
-        check_metadata(root, array)
+    if isinstance(root, Path):  # of a remote store no array metadata is used: it follows from the manifest
+        for array in layout.values():
+            check_metadata(root, array)
     commit = read_commit(root, layout["commit"])
     found = root_digest(manifest, commit)
     if found != manifest.root_digest:
@@ -96,7 +108,15 @@ def open_reader(
             hint=repair_hint(root),
         )
     digests = Digests(manifest, commit=commit)
-    return StoreReader(root, manifest, digests, ram_budget=ram_budget, cache=cache, threads=threads)
+    if isinstance(root, Path):
+        return StoreReader(root, manifest, digests, ram_budget=ram_budget, cache=cache, threads=threads)
+    if copy_to is not None:
+        mirror = Mirror(root, copy_to, layout)
+    else:
+        mirror = Mirror.in_cache(root, manifest, layout, Path(cache) if cache is not None else default_cache())
+    return StoreReader(
+        mirror.root, manifest, digests, ram_budget=ram_budget, cache=cache, threads=threads, mirror=mirror
+    )
 
 
 class StoreReader:
@@ -104,7 +124,7 @@ class StoreReader:
 
     Attributes:
         manifest: what the store says about itself.
-        location: its folder.
+        location: its folder or URL, without credentials.
     """
 
     def __init__(
@@ -116,9 +136,11 @@ class StoreReader:
         ram_budget: int | None,
         cache: str | Path | None,
         threads: int | None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.manifest = manifest
-        self.location = str(root)
+        self.location = str(root if mirror is None else mirror.source)
+        self._mirror = mirror
         self._root = root
         self._layout = layout_of(manifest)
         self._digests = digests
@@ -193,6 +215,8 @@ class StoreReader:
     def blocks(self, view: int) -> Iterator[tuple[BlockId, dict[str, NDArray[Any]]]]:
         """Stream a view block by block, each verified; memory stays at one block. Errors as `view`."""
         self._check_view(view)
+        if self._mirror is not None:
+            self._mirror.fetch_blocks(blocks_of_view(self.manifest, view))
         for block in blocks_of_view(self.manifest, view):
             yield block, self.block(view, block.block)
 
@@ -206,9 +230,26 @@ class StoreReader:
         if not 0 <= block < self.manifest.blocks_per_view:
             raise ConfigError(f"{self.location}: block {block}; expected 0 to {self.manifest.blocks_per_view - 1}")
         wanted = block_at(self.manifest, view, block)
-        columns = read_block(self._root, self.manifest, self._layout, wanted)
-        check_block(self._root, self.manifest, wanted, columns, self._digest(wanted))
-        return columns
+
+        def read() -> dict[str, NDArray[Any]]:
+            columns = read_block(self._root, self.manifest, self._layout, wanted)
+            check_block(self._root, self.manifest, wanted, columns, self.digest(wanted))
+            return columns
+
+        return self._with_blocks([wanted], read)
+
+    def digest(self, block: BlockId) -> str:
+        """Hex sha256 of a block, as the ledger says; "" when it is not committed."""
+        return self._digests.of(block) or ""
+
+    def commit_chunk(self) -> bytes:
+        """The bytes of the file of `commit` (1 + V * blocks, 32), checked when the store was opened."""
+        return pack_plain(self._digests.commit)
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes of a remote store that this reader has brought here."""
+        return 0 if self._mirror is None else self._mirror.bytes_fetched
 
     def static(self, name: str) -> NDArray[Any]:
         """A store-level array such as class_weight (K, D) float32, verified on first use.
@@ -220,6 +261,8 @@ class StoreReader:
             if name not in self._layout or self._layout[name].kind != "static":
                 raise self._absent(name)
             if self._static is None:
+                if self._mirror is not None:
+                    self._mirror.fetch_static()
                 arrays = read_static(self._root, self._layout)
                 if self._digests.static:
                     check_static(self._root, self.manifest, arrays, self._digests.static)
@@ -246,9 +289,6 @@ class StoreReader:
                 hint="give the dump-teacher command that started it again: it continues",
             )
 
-    def _digest(self, block: BlockId) -> str:
-        return self._digests.of(block) or ""
-
     def _take(self, view: int) -> LoadedView:
         waiting, self._next = self._next, None
         if waiting is not None and waiting[0] == view:
@@ -261,15 +301,34 @@ class StoreReader:
         loaded = _LOADED.get(key) if manifest.complete else None
         if loaded is not None:
             return loaded
-        refuse_bomb(self._root, manifest, layout, view)
         budget = self._ram_budget if self._ram_budget is not None else free_memory() // 2
-        if manifest.complete and view_bytes(manifest, layout, view) > budget:
-            loaded = load_view_mapped(self._root, manifest, layout, view, self._digest, cache=self._cache)
-        else:
-            loaded = load_view(self._root, manifest, layout, view, self._digest, threads=self._threads)
+        mapped = manifest.complete and view_bytes(manifest, layout, view) > budget
+
+        def load() -> LoadedView:
+            refuse_bomb(self._root, manifest, layout, view)
+            if mapped:
+                return load_view_mapped(self._root, manifest, layout, view, self.digest, cache=self._cache)
+            return load_view(self._root, manifest, layout, view, self.digest, threads=self._threads)
+
+        loaded = self._with_blocks(list(blocks_of_view(manifest, view)), load)
         if manifest.complete:
             _LOADED[key] = loaded
         return loaded
+
+    def _with_blocks(self, blocks: Sequence[BlockId], read: Callable[[], T]) -> T:
+        """Read with the files of blocks at hand; of a remote store, bad ones are fetched once more before giving up."""
+        if self._mirror is None:
+            return read()
+        self._mirror.fetch_blocks(blocks)
+        try:
+            return read()
+        except CorruptStoreError:
+            self._mirror.forget_blocks(blocks)
+        self._mirror.fetch_blocks(blocks)
+        try:
+            return read()
+        except CorruptStoreError as error:
+            raise self._mirror.named_by_source(error) from None
 
     def _read_rows(self) -> dict[str, NDArray[Any]]:
         """`label`, `row_digest` and the like: part of view 0's blocks, so all of these are decoded, one at a time."""

@@ -6,10 +6,13 @@ No teacher, no data set, no torch. Damage is listed, not raised, so that one run
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from kdcache.errors import CorruptStoreError, HostileStoreError
 from kdcache.specs import StoreManifest
@@ -23,13 +26,17 @@ from kdcache.store.block_reader import (
     stated_records,
 )
 from kdcache.store.blocks import BlockId
-from kdcache.store.files import PARTIAL, local_path, walk_files
+from kdcache.store.files import PARTIAL, Root, walk_files
 from kdcache.store.layout import ArrayLayout, block_arrays, layout_of
 from kdcache.store.ledger import Digests, root_digest
 from kdcache.store.manifest_file import ROOT_FILE, check_metadata, group_folders, read_manifest
+from kdcache.store.roots import root_of
 from kdcache.store.values import mass_tolerance, problems_of
 
 MAX_PROBLEMS = 1000
+REMOTE_THREADS = 4  # blocks on their way; each is a handful of requests
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +100,14 @@ def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
     """Check structure, metadata, ledger and every byte of a store, one block in memory at a time.
 
     Args:
-        location: local folder.
+        location: local folder or URL; a remote store is streamed, nothing of it is kept.
         deep: also check values: indices below K and unique, log p descending and at most 0, mass 1, labels in range.
 
     Raises:
         NotFoundError, IncompatibleError: there is no store of a format this program reads.
         ResourceError: no permission.
     """
-    root = local_path(location)
+    root = root_of(location)
     try:
         manifest = read_manifest(root)
     except CorruptStoreError as error:
@@ -114,11 +121,14 @@ def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
     problems = list(_structure_problems(root, layout, sealed=manifest.complete, begun=begun))
     problems += ledger_problems
     if manifest.complete and not ledger_problems:
-        problems += islice(_file_problems(root, layout), MAX_PROBLEMS)
+        problems += islice(unexpected_files(root, layout), MAX_PROBLEMS)
         problems += _static_problems(root, manifest, layout, digests.static)
     checked = 0
-    for block, sha256 in digests.committed():
-        found = list(_block_problems(root, manifest, layout, block, sha256, deep=deep))
+
+    def check(committed: tuple[BlockId, str]) -> list[Problem]:
+        return list(_block_problems(root, manifest, layout, *committed, deep=deep))
+
+    for found in _in_order(check, digests.committed(), threads=1 if isinstance(root, Path) else REMOTE_THREADS):
         checked += not found
         problems += found
         if len(problems) >= MAX_PROBLEMS:
@@ -134,7 +144,22 @@ def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
     )
 
 
-def _digests(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout]) -> tuple[Digests, list[Problem]]:
+def _in_order(check: Callable[[T], R], items: Iterable[T], *, threads: int) -> Iterator[R]:
+    """Results in the order of the items, a few checked at a time: over a network the waits overlap."""
+    if threads == 1:
+        yield from map(check, items)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="kdcache-verify") as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(check, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _digests(root: Root, manifest: StoreManifest, layout: dict[str, ArrayLayout]) -> tuple[Digests, list[Problem]]:
     """What the ledger says, and what is wrong with it."""
     if not manifest.complete:
         return Digests(manifest, records=stated_records(root, manifest, layout)), []
@@ -153,12 +178,12 @@ def _digests(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout]
     return Digests(manifest, commit=commit), problems
 
 
-def _structure_problems(root: Path, layout: dict[str, ArrayLayout], *, sealed: bool, begun: bool) -> Iterator[Problem]:
+def _structure_problems(root: Root, layout: dict[str, ArrayLayout], *, sealed: bool, begun: bool) -> Iterator[Problem]:
     for array in layout.values():
         if not sealed and array.kind == "commit":
             continue
         # A dump that stopped before its first block may not have come to this array; continuing it writes the file.
-        if not begun and not os.path.lexists(root / array.name / ROOT_FILE):
+        if isinstance(root, Path) and not begun and not os.path.lexists(root / array.name / ROOT_FILE):
             continue
         try:
             check_metadata(root, array)
@@ -166,20 +191,21 @@ def _structure_problems(root: Path, layout: dict[str, ArrayLayout], *, sealed: b
             yield _problem(array.name, error, root)
 
 
-def _file_problems(root: Path, layout: dict[str, ArrayLayout]) -> Iterator[Problem]:
+def unexpected_files(root: Root, layout: Mapping[str, ArrayLayout]) -> Iterator[Problem]:
+    """Files that are no part of a store of this layout; its work folder does not count."""
     known = {ROOT_FILE, *(f"{group}/{ROOT_FILE}" for group in group_folders(layout))}
     known |= {f"{name}/{ROOT_FILE}" for name in layout}
     try:
-        for relative, info in walk_files(root):
+        for relative, size in walk_files(root):
             if relative not in known and not _is_chunk(relative, layout):
                 kind = "left by a killed writer" if relative.endswith(PARTIAL) else "not part of the store"
-                what = f"unexpected file of {info.st_size} bytes, {kind}"
+                what = f"unexpected file of {size} bytes, {kind}"
                 yield Problem(array=relative, what=what, repair=f"remove {root / relative}")
     except HostileStoreError as error:
         yield _problem(str(root), error, root)
 
 
-def _is_chunk(relative: str, layout: dict[str, ArrayLayout]) -> bool:
+def _is_chunk(relative: str, layout: Mapping[str, ArrayLayout]) -> bool:
     """Whether a path is a chunk of some array's grid; by arithmetic, because a hostile grid is too long to list."""
     name, _, position = relative.partition("/c/")
     array, numbers = layout.get(name), position.split("/")
@@ -193,7 +219,7 @@ def _is_chunk(relative: str, layout: dict[str, ArrayLayout]) -> bool:
     ) and all(len(number) < 20 for number in numbers)
 
 
-def _static_problems(root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout], static: str) -> list[Problem]:
+def _static_problems(root: Root, manifest: StoreManifest, layout: dict[str, ArrayLayout], static: str) -> list[Problem]:
     try:
         check_static(root, manifest, read_static(root, layout), static)
     except CorruptStoreError as error:
@@ -202,7 +228,7 @@ def _static_problems(root: Path, manifest: StoreManifest, layout: dict[str, Arra
 
 
 def _block_problems(
-    root: Path, manifest: StoreManifest, layout: dict[str, ArrayLayout], block: BlockId, sha256: str, *, deep: bool
+    root: Root, manifest: StoreManifest, layout: dict[str, ArrayLayout], block: BlockId, sha256: str, *, deep: bool
 ) -> Iterator[Problem]:
     sound = True
     columns = {}
@@ -230,7 +256,7 @@ def _block_problems(
             )  # fmt: skip
 
 
-def _problem(array: str, error: CorruptStoreError, root: Path, block: BlockId | None = None) -> Problem:
+def _problem(array: str, error: CorruptStoreError, root: Root, block: BlockId | None = None) -> Problem:
     return Problem(
         array=array,
         what=error.message,

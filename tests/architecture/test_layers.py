@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "report",
             "derive",
             "merge",
+            "pull",
             "stats",
             "pages",
         }

@@ -49,8 +49,13 @@ WITH_CODE = [document for document in DOCUMENTS if blocks(document)]
 
 
 @pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
-def test_code_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_blocks_run(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
+    if document.name == "share.md":
+        request.getfixturevalue("s3_proxy")  # s3:// is a real server here, with the bucket that the page names
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(document):
         if block.language == "console":
