@@ -1,13 +1,11 @@
-"""Stores at a URL: opened, read, verified, pushed and pulled, against a real S3 API and a real web server.
+"""Stores at a URL: opened, read, verified and pulled, against a real S3 API and a real web server.
 
-Laws: what is read is what was written; what travels is what is needed; a reader sees a whole store or none; after any
-fault the same call continues and ends like one that met no fault.
+Laws: what is read is what was written, and what travels is what is needed.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from kdcache.errors import (
     CorruptStoreError,
     HostileStoreError,
     IncompatibleError,
-    LockedError,
     NotFoundError,
     RemoteError,
 )
@@ -28,34 +25,16 @@ from kdcache.pull import PullConfig, leading_views, pull
 from kdcache.store.info import describe
 from kdcache.store.location import Location
 from kdcache.store.reader import open_reader
-from kdcache.store.remote_lease import LEASE_NAME, RemoteLease
 from kdcache.store.transfer import pull_whole, push_store
 from kdcache.store.verify import verify_store
-from tests.remote_servers import Fault, Proxy, Request, web_server
+from tests.remote_servers import Fault, Proxy, web_server
 from tests.store_cases import manifest_of, store_bytes, write_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three views of 1000 rows in 4 blocks, with a store-level array."""
-    path = tmp_path_factory.mktemp("made") / "store.zarr"
-    manifest = manifest_of(views=3, classes=40, fields=("class_weight",), shapes={"class_weight": [40, 6]})
-    write_store(path, manifest, quality={"top1": 0.5, "nll": 1.0})
-    return path
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "kdcache"
-
-
-@pytest.fixture
-def pushed(store: Path, s3_url: str, s3_proxy: Proxy) -> str:
-    """The store on S3; the requests of pushing it are forgotten."""
-    push_store(str(store), s3_url)
-    s3_proxy.requests.clear()
-    return s3_url
 
 
 def gets(proxy: Proxy) -> list[str]:
@@ -173,156 +152,6 @@ def test_there_is_no_store_is_said_plainly(s3_url: str, capsys: pytest.CaptureFi
     for words in (["info", s3_url], ["verify", s3_url], ["pull", s3_url, "x"]):
         assert run(words) == 3
         assert s3_url in capsys.readouterr().err
-
-
-# push
-
-
-def test_push_publishes_an_equal_store_and_leaves_nothing_else(pushed: str, store: Path) -> None:
-    place = Location.at(pushed)
-    assert {entry.name: place.get(entry.name) for entry in place.list()} == store_bytes(store)
-
-
-def test_readers_see_nothing_before_the_manifest_which_comes_last(store: Path, s3_url: str, s3_proxy: Proxy) -> None:
-    seen = []
-
-    def look(request: Request) -> None:
-        if request.method == "PUT" and "remote-lease" not in request.path:
-            seen.append(request.path.split("/", 2)[-1])
-
-    s3_proxy.before = look
-    push_store(str(store), s3_url)
-    assert seen[-1].endswith("/zarr.json")
-    assert sum(path.endswith(f"{s3_url.rsplit('/', 1)[1]}/zarr.json") for path in seen) == 1
-
-
-def test_an_interrupted_push_continues(store: Path, s3_url: str, s3_proxy: Proxy) -> None:
-    s3_proxy.faults = [Fault("403", lambda request: "/tail/c/2/1" in request.path)]
-    with pytest.raises(RemoteError):
-        push_store(str(store), s3_url)
-    with pytest.raises(NotFoundError):
-        open_reader(s3_url)
-    s3_proxy.requests.clear()
-    done = push_store(str(store), s3_url)
-    assert not done.already
-    chunks = [request for request in s3_proxy.requests if request.method == "PUT" and "/c/" in request.path]
-    assert len(chunks) < 12 * 4
-    assert verify_store(s3_url).exit_code == 0
-    again = push_store(str(store), s3_url)
-    assert (again.already, again.bytes_moved) == (True, 0)
-
-
-@pytest.mark.parametrize("kind", ["500", "503", "lost", "late", "truncated"])
-def test_no_fault_loses_anything(
-    store: Path, s3_url: str, s3_proxy: Proxy, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KDCACHE_REMOTE_TIMEOUT", "0.25")
-    served = {"n": 0}
-
-    def every_seventh(request: Request) -> bool:
-        served["n"] += 1
-        return served["n"] % 7 == 0
-
-    s3_proxy.faults = [Fault(kind, every_seventh, times=20, seconds=1.2)]
-    push_store(str(store), s3_url)
-    pull_whole(s3_url, tmp_path / "pulled")
-    assert store_bytes(tmp_path / "pulled") == store_bytes(store)
-
-
-def test_a_lost_reply_to_the_manifest_is_no_conflict(store: Path, s3_url: str, s3_proxy: Proxy) -> None:
-    name = f"{s3_url.removeprefix('s3:/')}/zarr.json"
-    s3_proxy.faults = [Fault("lost", lambda request: request.method == "PUT" and request.path == name)]
-    push_store(str(store), s3_url)
-    assert s3_proxy.faults[0].times == 0
-    assert open_reader(s3_url).manifest.complete
-
-
-def test_pushing_over_another_store_is_refused_with_what_is_there(pushed: str, tmp_path: Path) -> None:
-    write_store(tmp_path / "other", manifest_of(teacher="another-teacher"))
-    with pytest.raises(IncompatibleError, match=r"numbers \(train\), test-teacher, top 5, 3 views"):
-        push_store(str(tmp_path / "other"), pushed)
-    assert verify_store(pushed).exit_code == 0
-
-
-def test_pushing_among_other_things_is_refused(store: Path, s3_url: str) -> None:
-    Location.at(s3_url).put("notes.txt", b"ours")
-    with pytest.raises(IncompatibleError, match=r"notes\.txt"):
-        push_store(str(store), s3_url)
-
-
-def test_a_damaged_store_is_not_published(store: Path, s3_url: str, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(store, copy)
-    file = copy / "tail/c/1/2/0"
-    file.write_bytes((copy / "tail/c/1/1/0").read_bytes())
-    with pytest.raises(CorruptStoreError):
-        push_store(str(copy), s3_url)
-    assert Location.at(s3_url).size("zarr.json") is None
-
-
-def test_the_race_of_two_stores_to_one_place_has_one_winner(store: Path, s3_url: str, s3_proxy: Proxy) -> None:
-    """Another store appears between looking and publishing: its manifest stays."""
-    name = f"{s3_url.removeprefix('s3:/')}/zarr.json"
-    other = json.loads((store / "zarr.json").read_text())
-    other["attributes"]["kdcache"]["creator"] = {"who": "the other one"}
-
-    def slip_in(request: Request) -> None:
-        if request.method == "PUT" and request.path == name:
-            s3_proxy.before = None
-            other["attributes"]["kdcache"]["root_digest"] = "f" * 64
-            Location.at(s3_url).put("zarr.json", json.dumps(other).encode())
-
-    s3_proxy.before = slip_in
-    with pytest.raises(IncompatibleError, match="never changes"):
-        push_store(str(store), s3_url)
-    assert json.loads(Location.at(s3_url).get("zarr.json")) == other
-
-
-def test_push_to_a_folder_and_to_memory(store: Path, tmp_path: Path) -> None:
-    for target in (str(tmp_path / "shared" / "s.zarr"), f"file://{tmp_path}/again", "memory://team/s"):
-        push_store(str(store), target)
-        assert verify_store(target).exit_code == 0
-        assert push_store(str(store), target).already
-    assert store_bytes(tmp_path / "shared" / "s.zarr") == store_bytes(store) == store_bytes(tmp_path / "again")
-    assert not (tmp_path / "again" / ".kdcache").exists()
-
-
-def test_a_web_server_cannot_be_pushed_to(store: Path) -> None:
-    with pytest.raises(ConfigError, match="only read"):
-        push_store(str(store), "http://127.0.0.1:9/x")
-
-
-# leases
-
-
-def test_a_second_writer_is_told_who_is_at_it(store: Path, s3_url: str) -> None:
-    with (
-        RemoteLease.acquire(Location.at(s3_url)) as lease,
-        pytest.raises(LockedError, match=rf"process {lease.holder.pid} on {lease.holder.host} since 20"),
-    ):
-        push_store(str(store), s3_url)
-    push_store(str(store), s3_url)
-
-
-def test_a_silent_writer_elsewhere_is_replaced_with_a_message(
-    store: Path, s3_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = Location.at(s3_url)
-    lease = RemoteLease.acquire(place)
-    value = json.loads(place.get(LEASE_NAME))
-    place.put(LEASE_NAME, json.dumps({**value, "host": "elsewhere", "pid": 7}).encode())
-    with pytest.raises(LockedError, match="process 7 on elsewhere"):
-        RemoteLease.acquire(place)
-    with RemoteLease.acquire(place, stale_seconds=-1) as second:
-        assert "took over from process 7 on elsewhere" in capsys.readouterr().err
-        lease.beat()
-        with pytest.raises(LockedError, match="lost its lease"):
-            lease.check()
-        lease.release()
-        second.beat()
-        second.check()
-        assert [entry.name for entry in place.list()] == [LEASE_NAME]
-    assert list(place.list()) == []
 
 
 # pull
