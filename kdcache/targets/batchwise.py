@@ -54,7 +54,10 @@ def mlkd_loss(inputs: LossInputs) -> Tensor:
     views = [(inputs.student, inputs.targets)]
     if inputs.second is not None:
         views.append(inputs.second)
-    hard = torch.stack([mixed_cross_entropy(logits, inputs.labels, of.mix).mean() for logits, of in views]).mean()
+    eps = inputs.number("hard_smoothing")
+    hard = torch.stack(
+        [mixed_cross_entropy(logits, inputs.labels, of.mix, smoothing=eps).mean() for logits, of in views]
+    ).mean()
     temperatures = inputs.options["temperatures"]
     assert isinstance(temperatures, tuple)
     soft = torch.stack([_levels(logits, targets, t) for logits, targets in views for t in temperatures]).sum()

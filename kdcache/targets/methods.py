@@ -321,6 +321,7 @@ _TABLE = (
             ),
             Option(name="soft_weight", default=9.0, check=number(0), help="w"),
             hard_weight(1.0),
+            HARD_SMOOTHING,
         ),
         exact_below_full_k=False,
         per_row=False,
