@@ -7,7 +7,9 @@ unpack stored outcomes and apply them, which is what a student pays. The goal is
 draws one crop for a whole batch, so a loop is its only way to independent crops), `single` is image by image on both
 sides. `imagenet` is a crop box at the source's 375 x 500 pixels, resized to 224 by the model, against
 RandomResizedCrop(224); `imagenet-strong` is given without a goal, with its colour ops at the source's pixels (the
-preset) and at 224 (`size = 224` in a TOML file). Bytes per row: packed parameters of
+preset) and at 224 (`size = 224` in a TOML file). `patient` compares whole batches of inputs, with `MixUp` of v2 on the
+other side: v2 mixes a batch with itself, while a recorded partner is any row, so up to two images are augmented for
+one. No goal is set for it; "mixing alone" is what is not the second image. Bytes per row: packed parameters of
 one block of rows and the same after zstd, by row order, as the store's codec sees them.
 
     python -m benchmarks.views [--repeats 9] [--rows 65536]
@@ -29,6 +31,8 @@ from numcodecs import Zstd
 from torch import Tensor
 
 from benchmarks.machine import median_ratio, paired_seconds, report
+from kdcache.loader.mixing import plan_batch
+from kdcache.views.mixing import drawn_mixing, mix_batch
 from kdcache.views.ops import RandomResizedCrop
 from kdcache.views.policy import PRESETS, ViewPolicy
 
@@ -52,6 +56,7 @@ def main() -> None:
         "imagenet-strong, view of 224 pixels, single": against_torchvision(
             "imagenet-strong", 375, 500, 24, batched=False, repeats=options.repeats, size=224
         ),
+        "patient, batches of inputs": mixed_against_torchvision(375, 500, 24, repeats=options.repeats),
         "bytes per row": {name: bytes_per_row(name, options.rows) for name in PRESETS if name != "none"},
         "sampling, rows per second": {name: sampling_rate(name, options.rows) for name in PRESETS if name != "none"},
     }
@@ -107,6 +112,45 @@ def against_torchvision(
         figures["goal met"] = ratio >= GOAL
     microseconds = [statistics.median(times) / rows * 1e6 for times in zip(*first, strict=True)]
     return {**figures, "plain us/row": round(microseconds[0], 1), "recorded us/row": round(microseconds[1], 1)}
+
+
+def mixed_against_torchvision(height: int, width: int, rows: int, *, repeats: int) -> dict[str, object]:
+    """Mixed float batches at 224: rows per second against v2's crop, flip and MixUp; microseconds of the mix alone."""
+    policy, images = ViewPolicy.from_preset("patient", seed=1), smooth_images(2 * rows, height, width)
+    plain = T.Compose([T.RandomResizedCrop(224, antialias=True), T.RandomHorizontalFlip()])
+    mix_up, labels = T.MixUp(alpha=1.0, num_classes=1000), torch.zeros(rows, dtype=torch.int64)
+    numbers, views = np.arange(rows), itertools.count()
+
+    def inputs_of(chosen: np.ndarray, view: int) -> Tensor:
+        sizes = np.tile(np.array([[height, width]]), (len(chosen), 1))
+        outcomes = policy.sample(chosen, view, sizes=sizes, num_rows=50_000)
+        policy.pack(outcomes)
+        pairs = zip(chosen, outcomes, strict=True)
+        seen = [policy.apply(images[row % len(images)], outcome) for row, outcome in pairs]
+        return torch.stack([F.resize_image(view, [224, 224], antialias=True) for view in seen]).float().div_(255)
+
+    def recorded() -> object:
+        view = next(views)
+        mix = drawn_mixing(policy, numbers, view, num_rows=50_000)
+        assert mix is not None
+        batch = plan_batch(numbers, view, mix)
+        inputs = inputs_of(batch.needed, view)
+        return mix_batch(inputs[batch.own], inputs[batch.partner], mix)
+
+    def unrecorded() -> object:
+        return mix_up(torch.stack([plain(image) for image in images[:rows]]).float().div_(255), labels)
+
+    pairs = paired_seconds(unrecorded, recorded, repeats=repeats)
+    mix = drawn_mixing(policy, numbers, 0, num_rows=50_000)
+    assert mix is not None
+    own, partner = torch.rand(rows, 3, 224, 224), torch.rand(rows, 3, 224, 224)
+    alone = paired_seconds(lambda: own.clone(), lambda: mix_batch(own, partner, mix), repeats=repeats)
+    microseconds = [
+        statistics.median(times) / rows * 1e6 for times in (*zip(*pairs, strict=True), [b for _, b in alone])
+    ]
+    names = ("plain us/row", "recorded us/row", "mixing alone us/row")
+    figures = dict(zip(names, (round(value, 1) for value in microseconds), strict=True))
+    return {"recorded / plain": round(median_ratio(pairs), 3), **figures}
 
 
 def smooth_images(rows: int, height: int, width: int) -> Tensor:

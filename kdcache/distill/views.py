@@ -21,7 +21,7 @@ from kdcache.progress import note
 from kdcache.targets.method import Method
 from kdcache.training.setup import random_augmentation
 from kdcache.user_code import is_user_factory
-from kdcache.views.canary import check_canaries
+from kdcache.views.canary import check_canaries, check_policy
 from kdcache.views.mixing import mixes
 from kdcache.views.policy import ViewPolicy
 from kdcache.views.sampling import view_for_epoch
@@ -62,16 +62,18 @@ def shown_views(store: TargetStore, config: DistillConfig, augment: str | None) 
         return ShownViews(
             policy=random_augmentation(augment, seed=config.seed), of_epoch=lambda epoch: epoch, recorded=False
         )
-    user = None
-    if config.augment and is_user_factory(config.augment):
-        user = ViewPolicy.from_user(config.augment, seed=spec.seed)
-    if config.augment not in (None, "", spec.policy) and (user is None or not _needs_code(spec.ops)):
+    given = _given_policy(config.augment, spec.seed)
+    if config.augment not in (None, "", spec.policy) and (
+        given is None or (_is_code(config) and not _needs_code(spec.ops))
+    ):
         raise ConfigError(
             f"augment {config.augment!r}: {store.location} holds {count} views of {spec.policy!r}, "
             "and the student must see the pixels the teacher saw",
             hint="leave --augment out",
         )
-    policy = ViewPolicy.from_spec(spec, user=user)
+    policy = ViewPolicy.from_spec(spec, user=given)
+    if given is not None:
+        check_policy(given, spec)
     return ShownViews(
         policy=policy,
         of_epoch=of_epoch,
@@ -79,6 +81,17 @@ def shown_views(store: TargetStore, config: DistillConfig, augment: str | None) 
         recorded=True,
         decides=decides,
     )
+
+
+def _given_policy(augment: str | None, seed: int) -> ViewPolicy | None:
+    """What a file that was named says, to be compared with the store's views; a preset is compared by its name."""
+    if augment is None or not (is_user_factory(augment) or augment.endswith(".toml")):
+        return None
+    return ViewPolicy.named(augment, seed=seed)
+
+
+def _is_code(config: DistillConfig) -> bool:
+    return config.augment is not None and is_user_factory(config.augment)
 
 
 def check_replay(

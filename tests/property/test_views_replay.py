@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdcache.canonical import canonical_json, from_json, to_json
 from kdcache.specs import ViewSpec
 from kdcache.views import pixels
-from kdcache.views.mixing import mixing_of
+from kdcache.views.mixing import Mix, mix_pixels, mixing_of
 from kdcache.views.ops import (
     ColourJitter,
     Cutmix,
@@ -182,8 +182,13 @@ def preset_digest(preset: str) -> str:
     policy = ViewPolicy.from_preset(preset, seed=9)
     outcomes = _draw(policy, SIZES, np.arange(N), 5)
     digest = hashlib.sha256(policy.pack(outcomes).tobytes())
-    for image, outcome in zip(_images(SIZES), outcomes, strict=True):
-        digest.update(policy.apply(image, outcome).numpy().tobytes())
+    views = [policy.apply(image, outcome) for image, outcome in zip(_images(SIZES), outcomes, strict=True)]
+    mix = mixing_of(policy, outcomes)
+    for row, view in enumerate(views):
+        if mix is not None:
+            alone = Mix(partner=mix.partner[[row]], weight=mix.weight[[row]], box=mix.box[[row]])
+            view = mix_pixels(view, views[int(mix.partner[row])], alone)
+        digest.update(view.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -213,7 +218,7 @@ class _Views(Dataset[torch.Tensor]):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 workers, fewer cores: only slower
 @pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("preset", ["cifar", "imagenet-strong"])
+@pytest.mark.parametrize("preset", ["cifar", "imagenet-strong", "patient"])
 def test_worker_processes_make_the_same_views(preset: str, workers: int) -> None:
     policy = ViewPolicy.from_preset(preset, seed=9)
     here = [_Views(policy)[row] for row in range(N)]
