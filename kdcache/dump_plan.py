@@ -155,6 +155,12 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
             f"augment {config.augment!r}: data set {data.name!r} has token rows, which have one view",
             hint="leave out --augment and --views",
         )
+    context = _context(config)
+    if is_sequence(source) and config.batch_size < context:
+        note(
+            f"batch size {config.batch_size} is below the context of {context} tokens, so most tokens are read more "
+            f"than twice; --batch-size {2 * context} or more is faster"
+        )
     policy = load_policy(config.augment, seed=config.view_seed)
     views = policy.spec() if policy is not None else ViewSpec()
     teacher = TeacherRequest.resolve(teacher_choice(config), source)
@@ -212,8 +218,14 @@ def teacher_choice(config: DumpConfig) -> TeacherChoice:
         head=config.head,
         numeric_mode="bfloat16" if config.amp == "bf16" else "float32",
         data=card.preprocessing if card else PreprocessingSpec(),
-        context=config.context or (card.defaults.get("context", DEFAULT_CONTEXT) if card else DEFAULT_CONTEXT),
+        context=_context(config),
     )
+
+
+def _context(config: DumpConfig) -> int:
+    """Tokens read before a token row: asked for, else the card's, else 128."""
+    card = None if is_user_factory(config.dataset) else load_card(config.dataset)
+    return config.context or (card.defaults.get("context", DEFAULT_CONTEXT) if card else DEFAULT_CONTEXT)
 
 
 def load_policy(name: str, *, seed: int) -> ViewPolicy | None:

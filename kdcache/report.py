@@ -38,6 +38,7 @@ class ReportRow:
         agreement: mean over the runs that measured it, on the evaluation rows (--eval-store); None where none did.
         train_agreement: the same on the training rows while training; None for methods without a teacher.
         seconds: mean time of training steps.
+        perplexity, perplexity_sd: of token rows: mean and standard deviation over runs; None elsewhere.
     """
 
     label: str
@@ -56,6 +57,8 @@ class ReportRow:
     agreement: float | None
     train_agreement: float | None
     seconds: float
+    perplexity: float | None = None
+    perplexity_sd: float | None = None
 
 
 def find_runs(places: Sequence[str | Path]) -> list[Path]:
@@ -110,9 +113,11 @@ def group_runs(places: Sequence[str | Path]) -> dict[str, list[tuple[Path, Mappi
 
 def text_table(rows: Sequence[ReportRow]) -> str:
     """The rows as aligned text, accuracies in percent."""
+    words = any(row.perplexity is not None for row in rows)
     header = (
         "method",
         "n",
+        *(["perplexity"] if words else []),
         "accuracy %",
         "sd",
         "gain over ce [95 %]",
@@ -126,6 +131,7 @@ def text_table(rows: Sequence[ReportRow]) -> str:
         (
             row.label,
             str(row.runs),
+            *([_with_sd(row.perplexity or math.nan, row.perplexity_sd, digits=1)] if words else []),
             f"{100 * row.accuracy:.2f}",
             "-" if row.accuracy_sd is None else f"{100 * row.accuracy_sd:.2f}",
             _gain_text(row),
@@ -185,6 +191,7 @@ def _baseline(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[int, fl
 def _row(label: str, runs: Sequence[Mapping[str, Any]], baseline: Mapping[int, float]) -> ReportRow:
     accuracies = [float(run["accuracy"]) for run in runs]
     nlls, eces = [float(run["nll"]) for run in runs], [float(run["ece"]) for run in runs]
+    perplexities = [float(run["perplexity"]) for run in runs if run.get("perplexity") is not None]
     method = str(runs[0]["method"])
     gains = [run["accuracy"] - baseline[run["seed"]] for run in runs if run["seed"] in baseline and method != BASELINE]
     interval = t_interval(gains)
@@ -205,6 +212,8 @@ def _row(label: str, runs: Sequence[Mapping[str, Any]], baseline: Mapping[int, f
         agreement=_mean_of_known(map(_test_agreement, runs)),
         train_agreement=_mean_of_known(map(_train_agreement, runs)),
         seconds=statistics.fmean(float(run["seconds"]) for run in runs),
+        perplexity=statistics.fmean(perplexities) if perplexities else None,
+        perplexity_sd=_sd(perplexities) if perplexities else None,
     )
 
 
@@ -223,8 +232,8 @@ def _sd(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _with_sd(mean: float, sd: float | None) -> str:
-    return f"{mean:.3f}" if sd is None else f"{mean:.3f} +-{sd:.3f}"
+def _with_sd(mean: float, sd: float | None, *, digits: int = 3) -> str:
+    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} +-{sd:.{digits}f}"
 
 
 def _mean_of_known(values: Iterable[float | None]) -> float | None:

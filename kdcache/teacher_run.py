@@ -34,6 +34,7 @@ from kdcache.teachers import LoadedTeacher
 from kdcache.views.policy import ViewPolicy
 
 PROBE_ROWS = 512
+PROBE_RUN = 64  # token rows of a run; one row alone costs as much as all that share its context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ class TeacherRun:
     def probe(self, *, batch_size: int, rows: int = PROBE_ROWS) -> TeacherQuality:
         """Quality on rows spread evenly over the data set (sorted data sets would fool a look at the first block)."""
         count = min(rows, len(self._source), max(64, len(self._source) // 16))  # a small share of the dump itself
-        chosen = np.unique(np.linspace(0, len(self._source) - 1, count).astype(np.int64))
+        chosen = probe_rows(len(self._source), count, run=PROBE_RUN if is_sequence(self._source) else 1)
         batches = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
         right, nll = 0, 0.0
         for batch in self.encoded(batches, view=0):
@@ -199,6 +200,12 @@ class TeacherRun:
                 f"expected {expected} for the {self._source.num_classes} classes of {self._source.name!r}",
                 hint="choose a teacher and data set with the same classes",
             )
+
+
+def probe_rows(num_rows: int, count: int, *, run: int = 1) -> NDArray[np.int64]:
+    """About `count` rows spread evenly, ascending; in runs of `run` neighbours, which share their context."""
+    starts = np.linspace(0, num_rows - 1, max(1, count // run)).astype(np.int64)
+    return np.unique(np.minimum(starts[:, None] + np.arange(run), num_rows - 1))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcache.datasets.identity import row_digests
+from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.errors import ConfigError, IncompatibleError, KdcacheError
 from kdcache.loader.mixing import read_mixed
@@ -54,6 +55,11 @@ class InputReader:
         device: torch.device | str = "cpu",
         stored_params: Callable[[NDArray[np.int64], int], NDArray[np.uint8]] | None = None,
     ) -> None:
+        if is_sequence(source):
+            raise ConfigError(
+                f"{source.name!r} has token rows, which mean nothing one by one",
+                hint="read them with kdcache.loader.tokens.TokenReader, or streams with segment_of (docs/tokens.md)",
+            )
         self._stored_params = stored_params
         self._source = source
         self._preprocessing = preprocessing

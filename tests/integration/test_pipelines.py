@@ -20,6 +20,7 @@ from pipelines.teacher_sweep.permuted import write_permuted
 from tests.small_store import NUM_CLASSES, small_source, write_small_store
 
 ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def _run(module: str, *words: str) -> str:
@@ -42,6 +43,18 @@ def test_synthetic_recipe_runs_and_skips_what_is_done(tmp_path: Path) -> None:
     again = _run(*words)
     assert [path.stat().st_mtime_ns for path in weights] == before, "a finished student was trained again"
     assert again.split("teacher asked")[0] == first.split("teacher asked")[0]
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"Penn Treebank is not at {SHARED}/ptb")
+def test_ptb_recipe_trains_every_method_from_one_store_in_perplexity(tmp_path: Path) -> None:
+    words = ("pipelines.partial_kd.run", "--data", "ptb", "--scale", "smoke", "--data-root", str(SHARED))
+    shown = _run(*words, "--folder", str(tmp_path))
+    assert "perplexity" in shown
+    results = [json.loads(path.read_text()) for path in tmp_path.rglob("students/*/result.json")]
+    assert {result["method"] for result in results} == {"ce", "kd", "kd-topk", "kd-pt", "kd-sim"}
+    assert len({result["store_root_digest"] for result in results}) == 1
+    assert all(1 < result["perplexity"] < 10_000 for result in results)
 
 
 @pytest.mark.parametrize("tau2", [0.0, 0.4, 0.8])

@@ -94,3 +94,15 @@ def test_runs_are_found_once_and_their_absence_is_said(tmp_path: Path) -> None:
     (tmp_path / "unfinished").mkdir()
     with pytest.raises(NotFoundError, match="no finished run"):
         find_runs([tmp_path / "unfinished"])
+
+
+def test_runs_of_token_rows_show_their_perplexity_and_others_do_not(tmp_path: Path) -> None:
+    for seed, perplexity in enumerate([100.0, 110.0]):
+        _run(tmp_path, "ce", seed, 0.2, perplexity=perplexity)
+    other = tmp_path / "images"
+    (row,) = compare_runs([tmp_path])
+    assert row.perplexity == pytest.approx(105)
+    assert row.perplexity_sd == pytest.approx(50**0.5)
+    assert "105.0 +-7.1" in text_table([row])
+    other.mkdir()
+    assert "perplexity" not in text_table(compare_runs([_run(other, "ce", 0, 0.2)]))
