@@ -5,7 +5,7 @@ most memory that tensors took above what was there before (counted by the alloca
 allocator on a GPU). The dense reference holds the teacher's (B, K) logits, as live distillation does. Soft part alone:
 alpha = 1.
 
-    python benchmarks/losses.py [--device cuda] [--json]
+    python -m benchmarks.losses [--device cuda] [--json] [--check]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def sparse_losses(teacher: Tensor, label: Tensor) -> dict[str, Loss]:
         for title, name, options in SPARSE:
 
             def loss(student: Tensor, name=name, options=options, targets=targets) -> Tensor:  # type: ignore[no-untyped-def]
-                return methods[name](student, targets, label, temperature=TEMPERATURE, alpha=1.0, options=options)
+                fresh = replace(targets)  # every step of a run has new targets; these would remember their split
+                return methods[name](student, fresh, label, temperature=TEMPERATURE, alpha=1.0, options=options)
 
             losses[f"{title} k={topk}"] = loss
     return losses
@@ -115,28 +117,48 @@ def measure(rows: int, classes: int, device: str) -> list[dict[str, object]]:
     results = []
     times = seconds(losses, student)
     for name, loss in losses.items():
-        numbers = {"seconds": times[name], "peak_mib": peak_bytes(loss, student) / 2**20}
+        numbers = {
+            "seconds": times[name],
+            "time_ratio": times[name] / times["dense KL"],
+            "peak_mib": peak_bytes(loss, student) / 2**20,
+        }
         held = teacher.nbytes if name == "dense KL" else 0
         results.append({"rows": rows, "classes": classes, "loss": name, **numbers, "teacher_mib": held / 2**20})
     return results
+
+
+def failures(results: list[dict[str, object]]) -> list[str]:
+    """Losses that are not both faster and smaller than the dense KL of the same shape."""
+    dense = {row["classes"]: float(str(row["peak_mib"])) for row in results if row["loss"] == "dense KL"}
+    return [
+        f"{row['loss']} at K={row['classes']}: time ratio {row['time_ratio']:.2f}, peak {row['peak_mib']:.1f} MiB"
+        for row in results
+        if row["loss"] != "dense KL"
+        and not (float(str(row["time_ratio"])) < 1 and float(str(row["peak_mib"])) < dense[row["classes"]])
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 unless every loss is faster and smaller than dense"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # thread_time counts one thread
     results = [row for shape in SHAPES for row in measure(*shape, arguments.device)]
     if arguments.json:
         print(json.dumps({"bench": "losses", "device": arguments.device, "rows": results}, indent=1))
-        return
-    print(f"{'rows':>5} {'classes':>8} {'loss':20} {'ms':>9} {'peak MiB':>9} {'teacher MiB':>11}")
-    for row in results:
-        print(
-            f"{row['rows']:5} {row['classes']:8} {row['loss']:20} {1e3 * float(str(row['seconds'])):9.2f} "
-            f"{float(str(row['peak_mib'])):9.1f} {float(str(row['teacher_mib'])):11.1f}"
-        )
+    else:
+        print(f"{'rows':>5} {'classes':>8} {'loss':20} {'ms':>9} {'of dense':>9} {'peak MiB':>9} {'teacher MiB':>11}")
+        for row in results:
+            print(
+                f"{row['rows']:5} {row['classes']:8} {row['loss']:20} {1e3 * float(str(row['seconds'])):9.2f} "
+                f"{row['time_ratio']:9.2f} {float(str(row['peak_mib'])):9.1f} {float(str(row['teacher_mib'])):11.1f}"
+            )
+    if arguments.check and (failed := failures(results)):
+        raise SystemExit("not faster and smaller than the dense KL:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

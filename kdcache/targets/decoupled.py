@@ -22,8 +22,14 @@ def _without_label(teacher: TeacherSplit, label: Tensor, named: Tensor, tail: Te
     return torch.cat([inside, (tail - log_other).masked_fill(teacher.empty, 0.0)[:, None]], dim=1)
 
 
-def nontarget_terms(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nontarget_terms(
+    logits: Tensor, targets: SoftTargets, temperature: float | Tensor, log_other_p: Tensor, log_other_q: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The teacher's and the student's distributions over the classes that are not the label.
+
+    Args:
+        logits, targets, temperature: as for every loss.
+        log_other_p, log_other_q: (B,) log(1 - p_y^T) and log(1 - q_y^T).
 
     Returns:
         phat (B, h + 1), 0 in unused places; log phat and log qhat (B, h + 1), 0 there.
@@ -31,26 +37,23 @@ def nontarget_terms(logits: Tensor, targets: SoftTargets, temperature: float | T
     teacher = split_teacher(targets, temperature)
     student = split_student(logits, teacher, temperature)
     label = targets.label
-    _, log_other_p = log_label_probs(targets, temperature)
-    _, log_other_q = student_label_log_probs(logits, label, temperature)
     log_p = _without_label(teacher, label, teacher.log_prob, teacher.log_tail, log_other_p)
     log_q = _without_label(teacher, label, student.log_prob, student.log_tail, log_other_q)
     kept = torch.cat([teacher.named & (teacher.index != label[:, None]), ~teacher.empty[:, None]], dim=1)
     return log_p.exp() * kept, log_p, log_q
 
 
-def target_divergence(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -> Tensor:
-    """KL of (p_y, 1 - p_y) from (q_y, 1 - q_y) at T; (B,) nats. Source: Zhao et al. 2022, "TCKD"."""
+def dkd_divergence(logits: Tensor, inputs: LossInputs, temperature: float | Tensor) -> Tensor:
+    """target_weight * KL(b^T || b^S) + nontarget_weight * KL(phat || qhat); (B,) nats without T^2.
+
+    b = (p_y, 1 - p_y) for the teacher and alike for the student. Source: Zhao et al. 2022, "TCKD" and "NCKD".
+    """
+    targets = inputs.targets
     log_p, log_other_p = log_label_probs(targets, temperature)
     log_q, log_other_q = student_label_log_probs(logits, targets.label, temperature)
-    return log_p.exp() * (log_p - log_q) + log_other_p.exp() * (log_other_p - log_other_q)
-
-
-def dkd_divergence(logits: Tensor, inputs: LossInputs, temperature: float | Tensor) -> Tensor:
-    """target_weight * KL(b^T || b^S) + nontarget_weight * KL(phat || qhat); (B,) nats without T^2."""
-    p, log_p, log_q = nontarget_terms(logits, inputs.targets, temperature)
-    nontarget = (p * (log_p - log_q)).sum(dim=1)
-    target = target_divergence(logits, inputs.targets, temperature)
+    target = log_p.exp() * (log_p - log_q) + log_other_p.exp() * (log_other_p - log_other_q)
+    p, log_phat, log_qhat = nontarget_terms(logits, targets, temperature, log_other_p, log_other_q)
+    nontarget = (p * (log_phat - log_qhat)).sum(dim=1)
     return inputs.number("target_weight") * target + inputs.number("nontarget_weight") * nontarget
 
 
@@ -68,9 +71,12 @@ def dkd_loss(inputs: LossInputs) -> Tensor:
 
 def nkd_loss(inputs: LossInputs) -> Tensor:
     """Normalised distillation: -p_y log q_y at T=1 and gamma T^2 H(phat^T, qhat^T) over i != y; (B,) nats."""
-    log_p, _ = log_label_probs(inputs.targets, 1.0)
-    log_q, _ = student_label_log_probs(inputs.student, inputs.targets.label, 1.0)
-    p, _, log_other_q = nontarget_terms(inputs.student, inputs.targets, inputs.temperature)
-    other = -(p * log_other_q).sum(dim=1)
+    targets, t = inputs.targets, inputs.temperature
+    log_p, _ = log_label_probs(targets, 1.0)
+    log_q, log_others = student_label_log_probs(inputs.student, targets.label, 1.0)
+    if t != 1:
+        _, log_others = student_label_log_probs(inputs.student, targets.label, t)
+    p, _, log_qhat = nontarget_terms(inputs.student, targets, t, log_label_probs(targets, t)[1], log_others)
+    other = -(p * log_qhat).sum(dim=1)
     soft = -log_p.exp() * log_q + inputs.number("gamma") * inputs.temperature**2 * other
     return inputs.number("hard_weight") * inputs.hard() + soft

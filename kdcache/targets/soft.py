@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,8 @@ class SoftTargets:
     sample_index: Tensor | None = None
     sample_count: Tensor | None = None
     mix: LabelMix | None = None
+    splits: dict[tuple[float, bool], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `split.split_teacher` found for these rows, by (T, label named): losses ask for it several times a step."""
 
     def __len__(self) -> int:
         return self.index.shape[0]

@@ -69,7 +69,21 @@ def split_teacher(targets: SoftTargets, temperature: float | Tensor, *, label_na
         targets: B rows.
         temperature: T > 0, a float or a tensor that broadcasts to (B,).
         label_named: S = top k and label (k + 1 columns below k = K); else S = top k and the label joins the tail.
+
+    The answer for a plain number T is kept with the targets.
     """
+    if isinstance(temperature, Tensor) or targets.log_prob.requires_grad:
+        return _split_teacher(targets, temperature, label_named)
+    key = (float(temperature), label_named)
+    found: TeacherSplit | None = targets.splits.get(key)
+    if found is None:
+        found = _split_teacher(targets, temperature, label_named)
+        if not torch.is_inference_mode_enabled():  # such tensors could not take part in a later backward pass
+            targets.splits[key] = found
+    return found
+
+
+def _split_teacher(targets: SoftTargets, temperature: float | Tensor, label_named: bool) -> TeacherSplit:
     complete = targets.topk == targets.num_classes
     tail = tail_of(targets) if label_named or complete else tail_with_label(targets)
     index, log_prob = targets.index, targets.log_prob
