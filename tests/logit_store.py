@@ -40,8 +40,9 @@ def write_logit_store(
     source: str = "numbers",
     digests: NDArray[np.uint16] | None = None,
     card: str = "",
+    mask: NDArray[np.uint8] | None = None,
 ) -> Path:
-    """Write and seal a store of V = len(views) views; digests are the row numbers unless given."""
+    """Write and seal a store of V = len(views) views; digests are the row numbers unless given; `mask` (N,) is kept."""
     rows, classes = views[0].shape
     manifest = StoreManifest(
         format_version=1,
@@ -64,7 +65,7 @@ def write_logit_store(
             preprocessing=PreprocessingSpec(),
         ),
         views=ViewSpec(),
-        codec=CodecSpec(topk=topk, precision=precision),
+        codec=CodecSpec(topk=topk, precision=precision, fields=() if mask is None else ("mask",)),
         num_views=len(views),
         block_rows=block_rows_for(rows),
     )
@@ -74,6 +75,7 @@ def write_logit_store(
             here = slice(block.start, block.stop)
             encoded = encode_topk(views[block.view][here], labels[here], topk=topk)
             columns = {column: tensor.numpy() for column, tensor in encoded.columns().items()}
-            writer.write_block(block, {**columns, "row_digest": numbers[here]})
+            masked = {} if mask is None else {"mask": mask[here]}
+            writer.write_block(block, {**columns, "row_digest": numbers[here], **masked})
         writer.seal()
     return path

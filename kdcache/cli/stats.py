@@ -54,13 +54,15 @@ def _head(stats: StoreStats) -> str:
     quality = f"top-1 {figures.top1:.2%}{top5}, NLL {figures.nll:.3f} nats, ECE {figures.ece:.3f}"
     most = max(figures.histogram) or 1
     bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in figures.histogram)
+    masked = "" if stats.counted == stats.rows else f" ({stats.counted:,} that count)"
     label = ", against the first label of each mix" if stats.mixed else ""
     return facts(
         [
             ("store", stats.location),
             (
                 "holds",
-                f"{stats.rows:,} rows, {stats.views} views ({stats.policy}), top {stats.topk} of {stats.classes}",
+                f"{stats.rows:,} rows{masked}, {stats.views} views ({stats.policy}), "
+                f"top {stats.topk} of {stats.classes}",
             ),
             ("teacher", f"{stats.teacher} on {stats.dataset} ({stats.split}): {quality}{label}"),
             ("confidence", f"mean {figures.confidence:.1%}; rows from 0 to 100 %: {bars}"),

@@ -180,7 +180,7 @@ def table(
     whole = element(
         "table",
         {},
-        element("caption", {}, caption),
+        element("caption", {}, element("span", {}, caption)),
         element("thead", {}, element("tr", {}, heads)),
         element("tbody", {}, lines),
     )

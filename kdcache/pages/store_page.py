@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kdcache.html.axes import Axis, colour_of, ordered_colour, percent, short
+from kdcache.html.axes import Axis, colour_of, ordered_colour, percent
 from kdcache.html.bars import Bar, bar_chart
 from kdcache.html.charts import Series, histogram, legend, line_chart, numbers_of, reliability
 from kdcache.html.heatmap import heat_map
@@ -48,7 +48,7 @@ def _tiles(stats: StoreStats) -> Html:
     top5 = "" if figures.top5 is None else f"top-5 {figures.top5:.1%}"
     suggested = "more than stored" if stats.suggested_topk is None else str(stats.suggested_topk)
     items = [
-        ("Rows", f"{stats.rows:,}", f"{stats.views} view{'s' * (stats.views != 1)} each, {stats.policy}"),
+        ("Rows", f"{stats.rows:,}", _views_text(stats)),
         ("Teacher top-1", f"{figures.top1:.1%}", top5),
         ("NLL", f"{figures.nll:.3f}", "nats"),
         ("Calibration error", f"{figures.ece:.3f}", "ECE, 15 bins"),
@@ -60,6 +60,12 @@ def _tiles(stats: StoreStats) -> Html:
             ("Views agree", f"{stats.agreement.top1_agreement:.1%}", f"suggested V: {stats.agreement.suggested}")
         )
     return tiles(items)
+
+
+def _views_text(stats: StoreStats) -> str:
+    masked = "" if stats.counted == stats.rows else f"{stats.counted:,} count; "
+    policy = "as they are" if stats.policy == "none" else stats.policy
+    return f"{masked}{stats.views} view{'s' * (stats.views != 1)} each, {policy}"
 
 
 def _teacher(stats: StoreStats) -> Section:
@@ -369,7 +375,7 @@ def _size(stats: StoreStats) -> Section:
             for view in range(stats.views)
         ]
         columns.append(Column(title="together", numeric=True))
-        charts.append(figure("By view", table(columns, rows, caption="Bytes on disk of each view")))
+        charts.append(figure("By view", table(columns, rows, caption="Bytes on disk of each view"), wide=True))
     lead = f"{bytes_text(stats.bytes_on_disk)} on disk, {stats.bytes_on_disk / cells:.1f} bytes a row and view;"
     lead += f" all logits in float32 would take {bytes_text(stats.full_logits_bytes)}."
     return Section(title="Bytes", anchor="bytes", lead=lead, body=grid(charts))
@@ -385,7 +391,7 @@ def _use(stats: StoreStats, name: str) -> Section:
             ("Store key", element("code", {}, stats.store_key)),
             ("Root digest", element("code", {}, stats.root_digest)),
             ("Precision", stats.precision),
-            ("Statistics", f"one pass, {short(stats.rows_per_second)} rows/s"),
+            ("Statistics", f"one pass, {stats.rows_per_second:,.0f} rows/s"),
         ]
     )
     body = element("div", {"class": "stack"}, element("div", {"class": "card"}, facts), element("div", {}, lines))

@@ -171,6 +171,7 @@ class StoreStats:
     Attributes:
         location: as it was given, without credentials.
         rows, classes, topk, views: N, K, k, V.
+        counted: rows that figures are over: all, or those a mask keeps (tokens that are no padding).
         policy: name of the views' augmentation.
         mixed: views mix two examples: figures against the label count the first label only.
         dataset, split, teacher, precision, store_key, root_digest: from the manifest.
@@ -190,6 +191,7 @@ class StoreStats:
 
     location: str
     rows: int
+    counted: int
     classes: int
     topk: int
     views: int

@@ -61,15 +61,20 @@ class ContradictedRows:
         self._found: list[Contradiction] = []
 
     def add(
-        self, start: int, block: BlockRows, views: int, labels: NDArray[np.int64], digests: NDArray[np.uint16]
+        self,
+        numbers: NDArray[np.int64],
+        block: BlockRows,
+        views: int,
+        labels: NDArray[np.int64],
+        digests: NDArray[np.uint16],
     ) -> None:
-        """Count a block: its first row's number, its sums over `views` views, and its (rows,) labels and digests."""
+        """Count a block: its rows' numbers, their sums over `views` views, labels and digests, each (rows,)."""
         values, places = block.candidates(self._count, views)
         for margin, place in zip(values.tolist(), places.tolist(), strict=True):
             label, predicted = int(labels[place]), int(block.predicted[place])
             self._found.append(
                 Contradiction(
-                    row=start + place,
+                    row=int(numbers[place]),
                     label=label,
                     label_name=self._names[label],
                     predicted=predicted,

@@ -23,11 +23,12 @@ from kdcache.stats.figures import AtTemperature, StoreStats
 from kdcache.stats.rows import BlockRows, ContradictedRows, confused_pairs
 from kdcache.stats.teacher import TeacherSums
 from kdcache.stats.tempered import TemperedSums
-from kdcache.store.blocks import blocks_of_view
+from kdcache.store.blocks import BlockId, blocks_of_view
 from kdcache.store.info import bytes_by_view, describe
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.targets.similarity import LARGEST_MATRIX, add_class_means
 from kdcache.targets.soft import SoftTargets
+from kdcache.urls import clean_url, is_url
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 CONTRADICTIONS = 20
@@ -62,7 +63,8 @@ def store_stats(
         for rows in survey.run(reader):
             progress.update(rows)
     seconds = time.perf_counter() - started
-    return survey.result(facts, bytes_by_view(location), seconds)
+    on_server = is_url(str(location)) and not str(location).startswith("file://")  # no listing of a whole bucket
+    return survey.result(facts, {} if on_server else bytes_by_view(location), seconds)
 
 
 def _checked(temperatures: Sequence[float], contradictions: int) -> tuple[float, ...]:
@@ -92,6 +94,7 @@ class _Survey:
     def __init__(self, manifest: StoreManifest, temperatures: tuple[float, ...], contradictions: int) -> None:
         data, codec = manifest.dataset, manifest.codec
         self._manifest = manifest
+        self._counted = 0
         self._names = class_names(manifest)
         self._mixed = any(op.get("op") in MIXING for op in manifest.views.ops)
         self._teacher = TeacherSums(data.num_classes, codec.topk)
@@ -108,15 +111,17 @@ class _Survey:
         """Count everything, block by block and view by view inside; yields rows as they are done."""
         views = self._manifest.num_views
         for first in blocks_of_view(self._manifest, 0):
-            labels, digests = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint16)
-            rows = BlockRows(first.rows)
+            counted = _Rows.none()
+            rows = BlockRows(0)
             opening: list[Opinion] = []
             before: list[Opinion] = []
             for view in range(views):
                 columns = reader.block(view, first.block)
-                if view == 0:
-                    labels, digests = columns["label"].astype(np.int64), columns["row_digest"]
-                block = _Block(_pieces(columns, labels, self._manifest.dataset.num_classes))
+                if view == 0:  # what has no view axis comes with the first
+                    counted = _Rows.of(first, columns)
+                    rows = BlockRows(len(counted.labels))
+                    self._counted += len(counted.labels)
+                block = _Block(_pieces(columns, counted, self._manifest.dataset.num_classes))
                 self._add(block, rows)
                 if views > 1:
                     opinions = block.opinions()
@@ -129,7 +134,7 @@ class _Survey:
             if views > 2:  # of two views the one pair is counted already
                 self._compare(before, opening)
             if not self._mixed:
-                self._contradicted.add(first.start, rows, views, labels, digests)
+                self._contradicted.add(counted.numbers, rows, views, counted.labels, counted.digests)
 
     def _add(self, block: _Block, rows: BlockRows) -> None:
         start = 0
@@ -153,8 +158,9 @@ class _Survey:
         tempered = tuple(sums.result() for sums in self._tempered)
         means, seen = self._class_means()
         return StoreStats(
-            location=str(facts["location"]),
+            location=clean_url(str(facts["location"])),
             rows=data.num_rows,
+            counted=self._counted,
             classes=data.num_classes,
             topk=codec.topk,
             views=manifest.num_views,
@@ -209,11 +215,36 @@ def class_names(manifest: StoreManifest) -> list[str]:
     return list(given) if len(given) == count else [str(number) for number in range(count)]
 
 
-def _pieces(columns: dict[str, NDArray[Any]], labels: NDArray[np.int64], num_classes: int) -> list[SoftTargets]:
-    rows, topk = columns["topk_index"].shape
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a block that count: all, or those its mask keeps (tokens that are no padding)."""
+
+    numbers: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    digests: NDArray[np.uint16]
+    places: NDArray[np.int64] | None
+
+    @classmethod
+    def none(cls) -> _Rows:
+        empty = np.zeros(0, dtype=np.int64)
+        return cls(empty, empty, empty.astype(np.uint16), None)
+
+    @classmethod
+    def of(cls, block: BlockId, columns: dict[str, NDArray[Any]]) -> _Rows:
+        places = np.flatnonzero(columns["mask"]) if "mask" in columns else None
+        kept = slice(None) if places is None else places
+        numbers = np.arange(block.start, block.stop)[kept]
+        return cls(numbers, columns["label"][kept].astype(np.int64), columns["row_digest"][kept], places)
+
+
+def _pieces(columns: dict[str, NDArray[Any]], counted: _Rows, num_classes: int) -> list[SoftTargets]:
+    topk = columns["topk_index"].shape[1]
+    labels = counted.labels
+    if counted.places is not None:
+        columns = {name: values[counted.places] for name, values in columns.items()}
     size = max(256, PIECE // (topk + 1))
     pieces = []
-    for start in range(0, rows, size):
+    for start in range(0, len(labels), size):
         here = slice(start, start + size)
         pieces.append(
             SoftTargets(

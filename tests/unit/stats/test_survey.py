@@ -177,3 +177,23 @@ def test_encoded_and_stored_numbers_agree(tmp_path: Path) -> None:
     live.add(encode_topk(logits, labels, topk=5).targets())
     assert stored.mass == pytest.approx(live.result().mass, rel=1e-3)
     assert stored.gradient_error == pytest.approx(live.result().gradient_error, rel=2e-2)
+
+
+def test_rows_that_a_mask_leaves_out_give_no_figure(tmp_path: Path) -> None:
+    logits, labels = random_logits(600, 8)
+    mask = (np.arange(600) % 3 > 0).astype(np.uint8)
+    mask[256:512] = 0  # a block of padding alone
+    padded, wrong = logits.clone(), labels.clone()
+    padded[torch.from_numpy(mask) == 0] *= 9
+    wrong[torch.from_numpy(mask) == 0] = (logits.argmax(dim=1)[torch.from_numpy(mask) == 0] + 1) % 8
+    kept = torch.from_numpy(np.flatnonzero(mask))
+    found = store_stats(write_logit_store(tmp_path / "a", [padded, padded], wrong, topk=5, mask=mask))
+    plain = store_stats(write_logit_store(tmp_path / "b", [logits[kept]] * 2, labels[kept], topk=5))
+    assert (found.rows, found.counted) == (600, len(kept))
+    assert (found.figures.top1, found.figures.histogram) == (plain.figures.top1, plain.figures.histogram)
+    assert found.figures.nll == pytest.approx(plain.figures.nll, rel=1e-6)
+    assert found.temperatures[0].mass == pytest.approx(plain.temperatures[0].mass, rel=1e-9)
+    assert [int(kept[item.row]) for item in plain.contradictions] == [item.row for item in found.contradictions]
+    assert {item.row for item in found.contradictions} <= set(kept.tolist())
+    assert found.agreement is not None
+    assert found.agreement.pairs == len(kept)
