@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdcache.canonical import to_json
 from kdcache.cli.options import TopK, json_option, option, subcommand
 from kdcache.cli.output import facts, write_json, write_result
 
 if TYPE_CHECKING:
-    from kdcache.dump import DumpResult
+    from kdcache.dump import DumpConfig, DumpResult
 
 
 @subcommand("dump-teacher")
@@ -41,10 +42,12 @@ if TYPE_CHECKING:
 @option("--amp", kind=click.Choice(["none", "bf16"]), default="none", help="Autocast; recorded, it changes targets.")
 @option("--workers", kind=click.IntRange(min=0), default=0, metavar="N", help="Processes that decode files.")
 @option("--out", metavar="STORE", default="", help="Where the store goes; otherwise under kdcache-store/ here.")
+@option("--catalog", metavar="URL", default="", help="Catalogue to look in first and to put the store into.")
+@option("--wait", is_flag=True, default=False, help="Wait when someone else is dumping the same thing.")
 @option("--allow-weak-teacher", is_flag=True, default=False, help="Keep the opinion of a teacher near chance.")
 @option("--dry-run", is_flag=True, default=False, help="Show rows, bytes, key, reuse and time; write nothing.")
 @json_option
-def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
+def command(*, as_json: bool, dry_run: bool, catalog: str, wait: bool, **options: Any) -> None:
     """Run a teacher once over a data set and keep its opinion in a store.
 
     A store that already covers the request is named and nothing is run. Interrupted, the same command continues.
@@ -55,10 +58,28 @@ def command(*, as_json: bool, dry_run: bool, **options: Any) -> None:
     config = DumpConfig(**options)
     if dry_run:
         estimate = estimate_dump(config)
-        write_json(estimate) if as_json else write_result(str(estimate))
+        hit = _catalog_hit(config, catalog)
+        known = f"\ncatalogue   {hit or 'no store that covers this request'}" if catalog else ""
+        write_json({**to_json(estimate), "catalog_hit": hit}) if as_json else write_result(f"{estimate}{known}")
         return
-    result = dump_teacher(config)
+    if catalog:
+        from kdcache.sharing import dump_for_team
+        from kdcache.store.catalog import Catalog
+
+        result = dump_for_team(config, Catalog(catalog), wait=wait)
+    else:
+        result = dump_teacher(config)
     write_json(result) if as_json else write_result(_text(result))
+
+
+def _catalog_hit(config: DumpConfig, catalog: str) -> str | None:
+    if not catalog:
+        return None
+    from kdcache.sharing import covering_in
+    from kdcache.store.catalog import Catalog
+
+    found = covering_in(Catalog(catalog), config)
+    return None if found is None else found.store
 
 
 def _text(result: DumpResult) -> str:

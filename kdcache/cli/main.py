@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "verify": "Check every byte of a store against its ledger.",
     "push": "Copy a sealed store to S3 or another place, and publish it there.",
     "pull": "Copy a store, or a part of it, from a URL to a local folder.",
+    "catalog": "Find and share stores: add, list, find, show, remove, build.",
     "report": "Draw a store, or compare finished runs, as a page or a table.",
     "methods": "List the distillation methods, what each needs and its options.",
     "datasets": "List the data cards that come with kdcache.",

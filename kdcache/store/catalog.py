@@ -25,7 +25,7 @@ from typing import Any
 from kdcache.canonical import canonical_json, from_json, to_json
 from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError, KdcacheError, NotFoundError
 from kdcache.progress import note
-from kdcache.specs import StoreManifest
+from kdcache.specs import DatasetSpec, StoreManifest, TeacherSpec
 from kdcache.store.location import Location
 from kdcache.urls import clean_url
 
@@ -120,10 +120,10 @@ class Catalog:
             found = [entry for entry in pool.map(self._read_or_tell, wanted) if entry is not None]
         return sorted(found, key=lambda entry: entry.added, reverse=True)
 
-    def covering(self, key: str, *, topk: int, num_views: int, fields: Iterable[str] = ()) -> CatalogEntry | None:
-        """The smallest store that serves a request, or None."""
+    def serving(self, key: str, *, topk: int, num_views: int, fields: Iterable[str] = ()) -> list[CatalogEntry]:
+        """The stores that serve a request, the smallest first."""
         able = [e for e in self.entries(key=key) if e.covers(key, topk=topk, num_views=num_views, fields=fields)]
-        return min(able, key=lambda entry: (entry.bytes, entry.name), default=None)
+        return sorted(able, key=lambda entry: (entry.bytes, entry.name))
 
     def entry(self, name: str) -> CatalogEntry:
         """The entry that a person names: by its name, store, digest or key, or the beginning of one that is unique.
@@ -284,9 +284,14 @@ def parse_entry(value: Any, *, where: str) -> CatalogEntry:
 
 def store_name(manifest: StoreManifest) -> str:
     """`stores/DATA-SPLIT_TEACHER_topK_vV_KEY.zarr`: what a store is called in a catalogue."""
-    data, teacher = manifest.dataset, manifest.teacher.source.split(":")[-1]
-    words = f"{data.name}-{data.split}_{teacher}_top{manifest.codec.topk}_v{manifest.num_views}"
-    return f"{STORES}/{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:150]}_{manifest.store_key[:8]}.zarr"
+    size = {"topk": manifest.codec.topk, "num_views": manifest.num_views}
+    return named(manifest.dataset, manifest.teacher, manifest.store_key, **size)
+
+
+def named(data: DatasetSpec, teacher: TeacherSpec, key: str, *, topk: int, num_views: int) -> str:
+    """`store_name` before there is a manifest."""
+    words = f"{data.name}-{data.split}_{teacher.source.split(':')[-1]}_top{topk}_v{num_views}"
+    return f"{STORES}/{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:150]}_{key[:8]}.zarr"
 
 
 def _words(entry: CatalogEntry) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "derive",
             "merge",
             "pull",
+            "sharing",
             "stats",
             "pages",
         }

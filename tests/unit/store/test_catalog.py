@@ -43,7 +43,7 @@ def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Catalog:
 
 def test_an_empty_place_is_an_empty_catalogue(catalog: Catalog) -> None:
     assert catalog.entries() == []
-    assert catalog.covering("0" * 64, topk=1, num_views=1) is None
+    assert catalog.serving("0" * 64, topk=1, num_views=1) == []
     with pytest.raises(NotFoundError, match="no store 'x'"):
         catalog.entry("x")
 
@@ -52,19 +52,19 @@ def test_what_is_registered_is_found_by_what_it_covers(catalog: Catalog, manifes
     entry = catalog.register(manifest, store_name(manifest), size=1000)
     assert catalog.entries() == [entry]
     key = manifest.store_key
-    assert catalog.covering(key, topk=3, num_views=1) == entry
-    assert catalog.covering(key, topk=2, num_views=1, fields=("class_weight",)) == entry
-    assert catalog.covering(key, topk=4, num_views=1) is None
-    assert catalog.covering(key, topk=3, num_views=2) is None
-    assert catalog.covering(key, topk=3, num_views=1, fields=("view_params",)) is None
-    assert catalog.covering("0" * 64, topk=3, num_views=1) is None
+    assert catalog.serving(key, topk=3, num_views=1) == [entry]
+    assert catalog.serving(key, topk=2, num_views=1, fields=("class_weight",)) == [entry]
+    assert catalog.serving(key, topk=4, num_views=1) == []
+    assert catalog.serving(key, topk=3, num_views=2) == []
+    assert catalog.serving(key, topk=3, num_views=1, fields=("view_params",)) == []
+    assert catalog.serving("0" * 64, topk=3, num_views=1) == []
 
 
 def test_the_smallest_covering_store_is_chosen(catalog: Catalog, manifest: StoreManifest) -> None:
     larger = with_changes(manifest, root_digest="f" * 64)
-    catalog.register(larger, "stores/large.zarr", size=5000)
+    large = catalog.register(larger, "stores/large.zarr", size=5000)
     small = catalog.register(manifest, "stores/small.zarr", size=1000)
-    assert catalog.covering(manifest.store_key, topk=1, num_views=1) == small
+    assert catalog.serving(manifest.store_key, topk=1, num_views=1) == [small, large]
 
 
 def test_registering_twice_is_one_entry(catalog: Catalog, manifest: StoreManifest) -> None:
