@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +26,7 @@ def command() -> None:
     """
 
 
-def _part(name: str) -> Any:
+def _part(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     return command.command(
         name, cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
     )

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from kdcache.pages.catalog_build import build_catalog
 from kdcache.pages.write import write_runs_report, write_store_report
+from kdcache.store.catalog import Catalog
+from kdcache.store.manifest_file import read_manifest
 from tests.logit_store import random_logits, write_logit_store
 from tests.unit.html.test_markup import HOSTILE
 from tests.unit.pages.test_runs_page import BINS, _run
@@ -60,7 +63,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for seed in range(3):
         _run(runs, "ce", seed, 0.80 + seed / 100)
         _run(runs, "kd", seed, 0.83 + seed / 50, calibration=BINS)
+    catalog = Catalog(folder / "team")
+    for name, place in (("a", store), ("b", write_logit_store(folder / "b", [first], labels, topk=9, name="plain"))):
+        shutil.copytree(place, folder / "team" / "stores" / name)
+        catalog.register(read_manifest(place), f"stores/{name}", size=1000 * (1 + ord(name)))
+    build_catalog(catalog)
     return {
+        "catalog": folder / "team" / "index.html",
         "store": write_store_report(str(store), out=folder / "store.html")[0],
         "runs": write_runs_report([runs], out=folder / "runs.html"),
     }
@@ -80,7 +89,7 @@ def _opened(browser: Any, file: Path, *, size: dict[str, int] = DESKTOP, scheme:
     context.close()
 
 
-@pytest.mark.parametrize("name", ["store", "runs"])
+@pytest.mark.parametrize("name", ["store", "runs", "catalog"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_loads_quietly_from_a_file_and_fits_the_screen(
@@ -178,3 +187,24 @@ def test_without_script_everything_can_still_be_read(browser: Any, reports: dict
     page.locator("#topk summary").first.click()
     assert page.locator("#topk details table").first.is_visible()
     context.close()
+
+
+def test_a_catalogue_is_searched_sorted_and_leads_to_its_reports(browser: Any, reports: dict[str, Path]) -> None:
+    with _opened(browser, reports["catalog"]) as found:
+        page = found.page
+        rows = page.locator("#stores tbody tr")
+        assert rows.count() == 2
+        page.locator("#stores input[type=search]").fill("plain")
+        assert [row for row in rows.all() if row.is_visible()] != []
+        assert sum(row.is_visible() for row in rows.all()) == 1
+        page.locator("#stores input[type=search]").fill("")
+        page.locator("#stores th:nth-child(7) button").click()
+        column = page.locator("#stores tbody td:nth-child(7)").all_inner_texts()
+        assert column in (["9", "4"], ["4", "9"])
+        page.locator("#stores th:nth-child(7) button").click()
+        assert page.locator("#stores tbody td:nth-child(7)").all_inner_texts() == column[::-1]
+        assert "kdcache distill --store" in page.locator("#stores tbody code").first.inner_text()
+        page.locator("#stores tbody a").first.click()
+        page.wait_for_selector("figure")
+        assert "/reports/" in page.url
+        assert found.complaints == []
