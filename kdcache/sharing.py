@@ -91,8 +91,8 @@ def _covering(catalog: Catalog, plan: DumpPlan, config: DumpConfig) -> DumpResul
         except KdcacheError as error:
             note(f"{catalog}: entry {entry.name} is passed over: {error.message}")
             continue
-        size = {"topk": plan.topk, "num_views": config.views, "samples": config.samples}
-        if manifest.root_digest != entry.root_digest or not covers(manifest, plan.key, **size):
+        serves = covers(manifest, plan.key, topk=plan.topk, num_views=config.views, samples=config.samples)
+        if manifest.root_digest != entry.root_digest or not serves:
             note(f"{catalog}: entry {entry.name} is passed over: the store at {place} is another one")
             continue
         note(f"{catalog}: {entry.store} by {entry.by} already covers this request; no teacher was built")
