@@ -28,7 +28,7 @@ from kdcache.store.info import bytes_by_view, describe
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.targets.similarity import LARGEST_MATRIX, add_class_means
 from kdcache.targets.soft import SoftTargets
-from kdcache.urls import clean_url, is_url
+from kdcache.urls import clean_url
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 CONTRADICTIONS = 20
@@ -56,15 +56,14 @@ def store_stats(
     chosen = _checked(temperatures, contradictions)
     started = time.perf_counter()
     reader = open_reader(location)
-    facts = describe(location)
     survey = _Survey(reader.manifest, chosen, contradictions)
     total = reader.manifest.dataset.num_rows * reader.manifest.num_views
     with torch.inference_mode(), Progress(total, "rows", label="stats", keep=False) as progress:
         for rows in survey.run(reader):
             progress.update(rows)
     seconds = time.perf_counter() - started
-    on_server = is_url(str(location)) and not str(location).startswith("file://")  # no listing of a whole bucket
-    return survey.result(facts, {} if on_server else bytes_by_view(location), seconds)
+    facts = describe(location, copy=reader.folder)  # all chunks are there by now, also of a place that lists nothing
+    return survey.result(facts, bytes_by_view(location, copy=reader.folder), seconds)
 
 
 def _checked(temperatures: Sequence[float], contradictions: int) -> tuple[float, ...]:

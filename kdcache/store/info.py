@@ -13,11 +13,12 @@ from kdcache.store.manifest_file import read_manifest
 from kdcache.store.roots import root_of
 
 
-def describe(location: str | Path) -> dict[str, Any]:
+def describe(location: str | Path, *, copy: Path | None = None) -> dict[str, Any]:
     """Facts about a store: manifest, arrays, bytes on disk, progress; plain JSON values.
 
     Args:
         location: local folder or URL.
+        copy: a local folder with the store's chunks, to take sizes from (`StoreReader.folder`).
 
     Returns:
         "location", "complete", "store_key", "root_digest", "manifest" (JSON), "rows", "views", "arrays" (name -> shape,
@@ -32,8 +33,9 @@ def describe(location: str | Path) -> dict[str, Any]:
     root = root_of(location)
     manifest = read_manifest(root)
     layout = layout_of(manifest)
-    listed = isinstance(root, Path) or not root.read_only
-    on_disk = tree_bytes(root)
+    place = copy if copy is not None else root
+    listed = isinstance(place, Path) or not place.read_only
+    on_disk = tree_bytes(place)
     cells = manifest.dataset.num_rows * manifest.num_views
     features = sum(size for name, size in on_disk.items() if name == "features")
     per_row = [array.name for array in layout.values() if array.kind in ("view_rows", "rows") and "/" not in array.name]
@@ -70,8 +72,8 @@ def describe(location: str | Path) -> dict[str, Any]:
     return facts
 
 
-def bytes_by_view(location: str | Path) -> dict[str, list[int]]:
-    """Bytes on disk of every array that has a view axis: name -> V numbers.
+def bytes_by_view(location: str | Path, *, copy: Path | None = None) -> dict[str, list[int]]:
+    """Bytes on disk of every array that has a view axis: name -> V numbers; `copy` as for `describe`.
 
     Raises:
         NotFoundError, IncompatibleError, CorruptStoreError: as `read_manifest`.
@@ -81,7 +83,7 @@ def bytes_by_view(location: str | Path) -> dict[str, list[int]]:
     names = [array.name for array in layout_of(manifest).values() if array.kind == "view_rows"]
     sizes = {name: [0] * manifest.num_views for name in names}
     for name in names:
-        for relative, size in walk_files(root, under=name):
+        for relative, size in walk_files(copy if copy is not None else root, under=name):
             parts = relative[len(name) + 1 :].split("/")  # c/VIEW/BLOCK/...
             if len(parts) > 1 and parts[1].isdecimal() and int(parts[1]) < manifest.num_views:
                 sizes[name][int(parts[1])] += size

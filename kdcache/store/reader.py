@@ -247,6 +247,11 @@ class StoreReader:
         return pack_plain(self._digests.commit)
 
     @property
+    def folder(self) -> Path:
+        """The local folder whose files are read: the store itself, or the local copy of a remote one."""
+        return self._root
+
+    @property
     def bytes_fetched(self) -> int:
         """Bytes of a remote store that this reader has brought here."""
         return 0 if self._mirror is None else self._mirror.bytes_fetched

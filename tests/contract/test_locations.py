@@ -194,7 +194,7 @@ def test_other_services_are_reached_by_their_own_names(url: str, monkeypatch: py
 @on_s3
 @pytest.mark.parametrize("kind", ["500", "503", "late", "truncated", "lost"])
 def test_a_passing_fault_is_not_seen(world: World, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setenv("KDCACHE_REMOTE_TIMEOUT", "0.3")
+    monkeypatch.setenv("KDCACHE_REMOTE_TIMEOUT", "0.8" if kind == "late" else "5")
     place = Location.at(world.location.url)
     data = b"0123456789" * 100
     if kind != "truncated":  # a write has no body to cut
@@ -205,7 +205,7 @@ def test_a_passing_fault_is_not_seen(world: World, s3_proxy: Proxy, monkeypatch:
     s3_proxy.faults = [Fault(kind, lambda request: request.method == "GET", times=2, seconds=1.5)]
     s3_proxy.requests.clear()
     assert place.get("x") == data
-    assert s3_proxy.count()["GET"] == 3
+    assert s3_proxy.count()["GET"] in ((3, 4) if kind == "late" else (3,))  # a busy machine may be late once more
 
 
 @on_s3

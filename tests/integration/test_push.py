@@ -72,14 +72,15 @@ def test_an_interrupted_push_continues(store: Path, s3_url: str, s3_proxy: Proxy
 def test_no_fault_loses_anything(
     store: Path, s3_url: str, s3_proxy: Proxy, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KDCACHE_REMOTE_TIMEOUT", "0.25")
+    monkeypatch.setenv("KDCACHE_REMOTE_TIMEOUT", "1" if kind == "late" else "5")
+    monkeypatch.setenv("KDCACHE_REMOTE_ATTEMPTS", "8")
     served = {"n": 0}
 
     def every_seventh(request: Request) -> bool:
         served["n"] += 1
         return served["n"] % 7 == 0
 
-    s3_proxy.faults = [Fault(kind, every_seventh, times=20, seconds=1.2)]
+    s3_proxy.faults = [Fault(kind, every_seventh, times=4 if kind == "late" else 20, seconds=1.5)]
     push_store(str(store), s3_url)
     pull_whole(s3_url, tmp_path / "pulled")
     assert store_bytes(tmp_path / "pulled") == store_bytes(store)

@@ -6,6 +6,8 @@ Laws: what is read is what was written, and what travels is what is needed.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,3 +261,30 @@ def test_the_commands_speak_json_and_text(
         assert run(words) == 0
         assert s3_url in capsys.readouterr().out
     assert run(["pull", s3_url, str(tmp_path / "b"), "--views", "2:3"]) == 2
+
+
+def test_statistics_are_the_same_at_a_url(anywhere: str, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = []
+    for place in (str(store), anywhere):
+        assert run(["stats", place, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        figures.append({name: found[name] for name in found if name not in ("location", "seconds", "bytes_on_disk")})
+    near, far = ({**one, "bytes_by_array": {**one["bytes_by_array"]}} for one in figures)
+    for one in (near, far):
+        one.pop("bytes_by_array")  # a local copy has no array metadata
+    assert near == far
+    assert all(sum(sizes) > 0 for sizes in far["bytes_by_view"].values())
+
+
+def test_without_obstore_a_url_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ConfigError, match="obstore") as caught:
+        Location.at("s3://bucket/store")
+    assert "kdcache[s3]" in caught.value.hint
+
+
+def test_help_and_local_commands_load_no_object_store(store: Path) -> None:
+    code = (
+        "import sys; from kdcache.cli.main import run; run(['info', sys.argv[1]]); assert 'obstore' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(store)], check=True, stdout=subprocess.DEVNULL)
