@@ -32,6 +32,7 @@ from kdcache.specs import (
 )
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.find import FoundStore, covering_store, default_store_path
+from kdcache.store.location import Location
 from kdcache.store.reader import open_reader
 from kdcache.store.transfer import is_remote
 from kdcache.store.verify import verify_store
@@ -174,6 +175,8 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
     elif found is not None:
         note(f"store {found.location} covers this request but is damaged: its bad blocks are dumped again")
         location, found = found.location, None
+    if found is None:
+        Location.at(location).require_writable()  # before the teacher is built
     return DumpPlan(
         source=source,
         data=data,

@@ -221,5 +221,6 @@ def s3_environment(endpoint: str) -> dict[str, str]:
         **CREDENTIALS,
         "AWS_ENDPOINT_URL": endpoint,
         "KDCACHE_REMOTE_TIMEOUT": os.environ.get("KDCACHE_REMOTE_TIMEOUT", "5"),
+        "KDCACHE_REMOTE_WAIT": "0.02",
         "KDCACHE_REMOTE_ATTEMPTS": os.environ.get("KDCACHE_REMOTE_ATTEMPTS", "4"),
     }

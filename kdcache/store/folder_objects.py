@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdcache.errors import HostileStoreError, NotFoundError
-from kdcache.store.files import PARTIAL, Entry, as_store_errors, make_folder, sync_folder, write_atomic
+from kdcache.errors import NotFoundError
+from kdcache.store.files import PARTIAL, Entry, as_store_errors, make_folder, read_bytes, sync_folder, write_atomic
 
 
 class FolderObjects:
@@ -26,19 +26,14 @@ class FolderObjects:
     def get(self, name: str, *, limit: int | None) -> tuple[bytes, Mapping[str, str]]:
         """Content and version; NotFoundError when there is no such file, HostileStoreError above `limit`."""
         path = self.root / name
-        with as_store_errors(path):
-            try:
-                data = path.read_bytes() if limit is None else self._read_at_most(path, limit)
-            except (FileNotFoundError, IsADirectoryError) as error:
-                raise NotFoundError(f"{path}: there is no such file") from error
+        root, relative = (self.root, name) if name else (self.root.parent, self.root.name)
+        try:
+            with as_store_errors(path):
+                most = path.lstat().st_size if limit is None else limit
+            data = read_bytes(root, relative, limit=most)  # follows no link: the folder may be a stranger's
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: there is no such file") from error
         return data, _version(data)
-
-    def _read_at_most(self, path: Path, limit: int) -> bytes:
-        size = path.stat().st_size
-        if size > limit:
-            raise HostileStoreError(f"{path}: {size} bytes; expected at most {limit}")
-        with open(path, "rb") as file:
-            return file.read(limit)
 
     def put(self, name: str, data: bytes) -> Mapping[str, str]:
         """Write durably, whole or not at all; the version written."""

@@ -135,9 +135,9 @@ def _following(publisher: Publisher, staging: Path, wanted: StoreManifest) -> It
     def guarded() -> None:
         try:
             follow()
-        except KdcacheError as error:
+        except (KdcacheError, OSError) as error:
             # The teacher's work is kept in the staging store; the final upload says it again if it still fails.
-            note(f"uploading stopped, the dump goes on in {staging}: {error.message}")
+            note(f"uploading stopped, the dump goes on in {staging}: {str(error).splitlines()[0]}")
 
     thread = threading.Thread(target=guarded, name="kdcache-follow", daemon=True)
     thread.start()

@@ -42,16 +42,16 @@ class Patience:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.timeout <= 0:
+        if self.attempts < 1 or not self.timeout > 0 or not self.first_wait >= 0:
             raise ConfigError(
-                f"remote requests: expected at least 1 attempt and a positive timeout, found {self.attempts} and"
-                f" {self.timeout} s",
-                hint="check KDCACHE_REMOTE_ATTEMPTS and KDCACHE_REMOTE_TIMEOUT",
+                f"remote requests: expected at least 1 attempt, a positive timeout and a wait of at least 0, found"
+                f" {self.attempts}, {self.timeout} s and {self.first_wait} s",
+                hint="check KDCACHE_REMOTE_ATTEMPTS, KDCACHE_REMOTE_TIMEOUT and KDCACHE_REMOTE_WAIT",
             )
 
     @classmethod
     def from_environment(cls) -> Patience:
-        """The defaults, changed by KDCACHE_REMOTE_ATTEMPTS and KDCACHE_REMOTE_TIMEOUT (seconds).
+        """The defaults, changed by KDCACHE_REMOTE_ATTEMPTS, KDCACHE_REMOTE_TIMEOUT and KDCACHE_REMOTE_WAIT (seconds).
 
         Raises:
             ConfigError: one of them is not a number.
@@ -60,9 +60,10 @@ class Patience:
             return cls(
                 attempts=int(os.environ.get("KDCACHE_REMOTE_ATTEMPTS") or cls.attempts),
                 timeout=float(os.environ.get("KDCACHE_REMOTE_TIMEOUT") or cls.timeout),
+                first_wait=float(os.environ.get("KDCACHE_REMOTE_WAIT") or cls.first_wait),
             )
         except ValueError as error:
-            raise ConfigError(f"KDCACHE_REMOTE_ATTEMPTS or KDCACHE_REMOTE_TIMEOUT is not a number: {error}") from error
+            raise ConfigError(f"KDCACHE_REMOTE_ATTEMPTS, _TIMEOUT or _WAIT is not a number: {error}") from error
 
     def wait(self, attempt: int) -> float:
         """Seconds to wait after a failed try (0 is the first): half of the growing wait and up to as much again."""

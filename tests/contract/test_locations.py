@@ -300,6 +300,14 @@ def test_requests_keep_the_signature_of_a_signed_web_folder(tmp_path: Path) -> N
         assert proxy.requests == [Request("GET", "/s/x?sig=abc")]
 
 
+def test_a_link_in_a_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"other people's")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(HostileStoreError, match="link"):
+        Location.at(tmp_path / "shared").get("link")
+
+
 def test_files_are_made_with_the_users_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -86,6 +86,17 @@ def test_no_fault_loses_anything(
     assert store_bytes(tmp_path / "pulled") == store_bytes(store)
 
 
+def test_a_stale_listing_costs_work_and_nothing_else(store: Path, s3_url: str, s3_proxy: Proxy) -> None:
+    s3_proxy.faults = [Fault("403", lambda request: "/tail/c/2/1" in request.path)]
+    with pytest.raises(RemoteError):
+        push_store(str(store), s3_url)
+    s3_proxy.faults = [Fault("stale", lambda request: "list-type" in request.path, times=100)]
+    push_store(str(store), s3_url)
+    assert s3_proxy.faults[0].times < 100
+    s3_proxy.faults = []
+    assert verify_store(s3_url).exit_code == 0
+
+
 def test_a_lost_reply_to_the_manifest_is_no_conflict(store: Path, s3_url: str, s3_proxy: Proxy) -> None:
     name = f"{s3_url.removeprefix('s3:/')}/zarr.json"
     s3_proxy.faults = [Fault("lost", lambda request: request.method == "PUT" and request.path == name)]

@@ -1,0 +1,42 @@
+"""What is printed holds no credentials, and a path stays what it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdcache.urls import clean_text, clean_url, is_url
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("s3://bucket/a/b", "s3://bucket/a/b"),
+        ("https://user:pass@host:8080/a?X-Amz-Signature=abc#x", "https://host:8080/a"),
+        ("https://token@host", "https://host"),
+        ("https://a:b@c:d@host/p", "https://host/p"),
+        ("az://container/p?sig=abc", "az://container/p"),
+        ("folder/what?.zarr", "folder/what?.zarr"),
+        ("/abs/user:pass@host/x", "/abs/user:pass@host/x"),
+    ],
+)
+def test_a_url_is_shown_without_user_password_query_and_fragment(given: str, shown: str) -> None:
+    assert clean_url(given) == shown
+    assert clean_url(clean_url(given)) == shown
+
+
+def test_urls_inside_a_message_are_cleaned_and_the_rest_is_kept() -> None:
+    text = "GET http://u:p@h/x?sig=1 failed (at 'https://h2/y?token=2'), see s3://b/c."
+    assert clean_text(text) == "GET http://h/x failed (at 'https://h2/y'), see s3://b/c."
+
+
+def test_secrets_of_the_environment_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecretvalue")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "anothersecret")
+    assert clean_text("key verysecretvalue, token anothersecret") == "key ***, token ***"
+
+
+@pytest.mark.parametrize(
+    ("place", "url"), [("s3://b", True), ("C:/x", False), ("a/b", False), ("file.py:factory", False)]
+)
+def test_only_a_scheme_makes_a_url(place: str, url: bool) -> None:
+    assert is_url(place) is url
