@@ -91,9 +91,10 @@ class EpochTally:
         loss, batch = next((loss, batch) for loss, _, batch in waiting if not bool(torch.isfinite(loss).all()))
         rows = batch.rows if not loss.ndim else batch.rows[(~torch.isfinite(loss)).cpu().numpy()]
         shown = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
+        kept = "The checkpoint of the epoch before is kept" if self._epoch else "No epoch was finished before"
         raise NumericError(
             f"epoch {self._epoch + 1}: the loss is NaN or infinite for {len(rows)} of {len(batch.rows)} rows of a "
-            f"batch: rows {shown}; expected finite numbers. The checkpoint of the epoch before is kept",
+            f"batch: rows {shown}; expected finite numbers. {kept}",
             hint="lower --lr or set a gradient norm with --clip-grad; always the same rows: kdcache verify STORE",
         )
 

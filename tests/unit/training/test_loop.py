@@ -34,6 +34,8 @@ PLAIN = Preprocessing(PreprocessingSpec())
 class Net(nn.Module):
     """Small, with running statistics and dropout, the two things a resume forgets most easily."""
 
+    poison = torch.nan
+
     def __init__(self, poison_after: int | None = None) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -46,7 +48,7 @@ class Net(nn.Module):
         if self.training:
             self.calls += 1
             if self.poison_after is not None and self.calls > self.poison_after:
-                logits = logits * torch.where(torch.arange(len(logits)) == 1, torch.nan, 1.0)[:, None]
+                logits = logits * torch.where(torch.arange(len(logits)) == 1, self.poison, 1.0)[:, None]
         return logits
 
 
@@ -163,6 +165,14 @@ def test_a_nan_loss_names_its_rows_and_keeps_the_checkpoint_before(tmp_path: Pat
     resumed = Net()
     _train(tmp_path / "run", config, resumed, resume=True)
     assert _same(straight, resumed)
+
+
+def test_an_infinite_loss_in_the_first_epoch_stops_too_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    model = _net(poison_after=1)
+    model.poison = torch.inf
+    with pytest.raises(NumericError, match=r"epoch 1: .* No epoch was finished before"):
+        _train(tmp_path / "run", _config(), model)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def test_weights_that_became_nan_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
