@@ -13,7 +13,7 @@ from kdcache.html.heatmap import heat_map
 from kdcache.html.markup import Html, element, join
 from kdcache.html.page import Column, Section, command, figure, grid, page, table, tiles
 from kdcache.metrics import Calibration
-from kdcache.pages.wording import bytes_text, place_name, shared_facts
+from kdcache.pages.wording import bytes_text, place_name, shared_facts, shell_word
 from kdcache.stats.clusters import class_distances, cluster
 from kdcache.stats.figures import Contradiction, MassNeeded, StoreStats
 
@@ -382,9 +382,10 @@ def _size(stats: StoreStats) -> Section:
 
 
 def _use(stats: StoreStats, name: str) -> Section:
+    word = shell_word(name)
     lines = [
-        command(f"kdcache verify {name}"),
-        command(f"kdcache distill --store {name} --method kd --topk {stats.suggested_topk or stats.topk}"),
+        command(f"kdcache verify {word}"),
+        command(f"kdcache distill --store {word} --method kd --topk {stats.suggested_topk or stats.topk}"),
     ]
     facts = shared_facts(
         [

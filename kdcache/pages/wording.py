@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def place_name(location: str) -> str:
     if is_url(location):
         return clean_url(location)
     return Path(location).name or Path(location).resolve().name
+
+
+def shell_word(place: str) -> str:
+    """A place as one word of a command line that people copy: it runs nothing and is no option, whatever its name."""
+    return shlex.quote(f"./{place}" if place.startswith("-") else place)
 
 
 def shared_facts(pairs: Sequence[tuple[str, Child]]) -> Html:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +143,11 @@ def test_stores_are_told_from_runs(hostile_store: Path, tmp_path: Path) -> None:
     assert not is_store(str(tmp_path))
     with pytest.raises(NotFoundError, match="nothing there"):
         is_store(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("name", ["x; touch y", "$(touch y)", "-rf", "a'b", "plain.zarr"])
+def test_a_name_in_a_command_to_copy_is_one_word(tmp_path: Path, name: str) -> None:
+    logits, labels = random_logits(300, 4)
+    found = read(store_page(store_stats(write_logit_store(tmp_path / name, [logits], labels, topk=2))))
+    line = next(words for words in re.findall(r"kdcache verify .*?(?=Copy)", found.words))
+    assert shlex.split(line) == ["kdcache", "verify", "./-rf" if name == "-rf" else name]
