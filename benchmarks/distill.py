@@ -83,7 +83,7 @@ def store_of(source: ArraySource, folder: Path, topk: int) -> TargetStore:
     )
     with StoreWriter.open(folder, manifest, static=teacher.static) as writer:
         run = TeacherRun(source, teacher, manifest.codec, None)
-        run.fill(writer, writer.pending, batch_size=512)
+        run.fill(writer, batch_size=512)
         writer.seal()
     return open_store(folder)
 

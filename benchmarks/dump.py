@@ -87,7 +87,7 @@ def measure(model: str, *, repeats: int) -> dict[str, object]:
         folder = Path(tempfile.mkdtemp(prefix="kdcache-bench-"))
         try:
             with StoreWriter.open(folder / "store.zarr", manifest, static=teacher.static) as writer:
-                run.fill(writer, writer.pending, batch_size=batch_size)
+                run.fill(writer, batch_size=batch_size)
         finally:
             shutil.rmtree(folder)
 

@@ -1,11 +1,17 @@
-"""Which device runs a model, and in which arithmetic. Nothing about models or data."""
+"""Which device runs a model, in which arithmetic; copies to and from it that nobody waits for.
+
+Nothing about models or data. On a CPU every copy here is the tensor itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdcache.errors import ConfigError
 from kdcache.progress import note
@@ -34,6 +40,52 @@ def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
             f"device {name!r} cannot be used here: {first}", hint="--device cpu or --device auto"
         ) from error
     return device
+
+
+def spread_over_devices(name: str, count: int) -> tuple[str, ...]:
+    """Devices for `count` processes: "auto" deals out the GPUs in turn where there are any; else all get `name`."""
+    gpus = torch.cuda.device_count() if name == "auto" else 0
+    return tuple(f"cuda:{number % gpus}" if gpus else name for number in range(count))
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; from pinned memory to a GPU, so that the host does not wait for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class HostCopy:
+    """Tensors on their way to the host: the copies start now, `wait` says when they are there.
+
+    Args:
+        tensors: by name, all on one device. From a GPU they go to pinned memory on the stream that computes them, so
+            the thread that asks does not wait; another thread may.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        self._tensors = dict(tensors)
+        if any(tensor.device.type == "cuda" for tensor in tensors.values()):
+            self._tensors = {name: _start_copy(tensor) for name, tensor in tensors.items()}
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def wait(self) -> dict[str, Tensor]:
+        """The tensors on the CPU, whole."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return {name: tensor.cpu() for name, tensor in self._tensors.items()}
+
+
+def _start_copy(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[None]:

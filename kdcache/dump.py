@@ -7,23 +7,40 @@ whether its answers are worth keeping.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdcache.canonical import to_json
-from kdcache.devices import choose_device, warn_if_amp_is_slow
+from kdcache.coordination import Coordinator, Team, coordinate
+from kdcache.devices import choose_device, spread_over_devices, usable_cores, warn_if_amp_is_slow
 from kdcache.dump_plan import DumpConfig, DumpPlan, check_continued_views, new_manifest, plan_dump
-from kdcache.progress import note
+from kdcache.dump_worker import WorkOrder, absolute_location, for_elsewhere, help_first_rank, report_of
+from kdcache.errors import ConfigError, CorruptStoreError
+from kdcache.parallel import DaskTeam
+from kdcache.progress import Progress, is_quiet, note, set_quiet
+from kdcache.ranks import Rank
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId, blocks_of_view
+from kdcache.store.joined_writer import JoinedWriter
+from kdcache.store.location import Location
+from kdcache.store.manifest_file import read_manifest
 from kdcache.store.remote_dump import written_at
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher_run import TeacherQuality, TeacherRun
 from kdcache.views.mixing import mixes, recorded_mixing
+from kdcache.worker_processes import ProcessTeam
+
+ROUNDS = 3  # a block that is bad on disk after being written three times means a bad disk
+JOIN_PATIENCE = 120.0  # seconds a worker on a cluster waits for the coordinator: file systems there show files late
 
 __all__ = ["DumpConfig", "DumpResult", "dump_teacher", "stored_quality"]
 
@@ -52,37 +69,136 @@ class DumpResult:
 def dump_teacher(config: DumpConfig) -> DumpResult:
     """Dump a teacher's opinion of a data set into a store, or find the store that already holds it.
 
+    With `workers`, `dask` or under torchrun the blocks are shared; on like machines the store is the same, bit for bit.
+
     Raises:
         ConfigError, NotFoundError, IncompatibleError: the request cannot be met; nothing was written.
         WeakTeacherError: the teacher is near chance on sampled rows; nothing was written.
         NumericError: NaN or infinite logits; the message names the rows and the store stays unfinished.
         LockedError: another process writes this store.
+        RemoteError: the Dask scheduler is not there or was lost; the same command continues.
     """
-    plan = plan_dump(config)
-    if plan.found is not None:
-        note(f"store {plan.location} already covers this request; no teacher was built")
-        return _result(plan.location, plan.found.manifest, reused=True, rows=0, seconds=0.0)
-    check_continued_views(plan)
+    rank = Rank.of_torchrun()
+    if rank is not None:
+        rank.refuse(workers=config.workers, dask=config.dask)
+    quiet = is_quiet()
+    set_quiet(quiet or (rank is not None and rank.number > 0))
+    try:
+        started = time.perf_counter()
+        plan = plan_dump(config)
+        if plan.found is not None:
+            note(f"store {plan.location} already covers this request; no teacher was built")
+            return _result(plan.location, plan.found.manifest, reused=True, rows=0, seconds=0.0)
+        _refuse_far_workers(config, plan, rank)
+        if rank is not None and rank.number > 0:
+            rows = help_first_rank(config, plan, rank.run, rank.device(config.device))
+            sealed = read_manifest(plan.location)
+            return _result(plan.location, sealed, reused=False, rows=rows, seconds=time.perf_counter() - started)
+        check_continued_views(plan)
+        return _dump(config, plan, rank)
+    finally:
+        set_quiet(quiet)
+
+
+def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
     started = time.perf_counter()
-    teacher = plan.teacher.load(plan.source, choose_device(config.device))
+    name = rank.run if rank is not None else uuid.uuid4().hex
+    device = rank.device(config.device) if rank is not None else config.device
+    teacher = plan.teacher.load(plan.source, choose_device(device))
     warn_if_amp_is_slow(config.amp, teacher.device)
     manifest = new_manifest(config, plan, teacher)
-    run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, workers=config.workers)
+    run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, decode_workers=config.decode_workers)
     quality = run.probe(batch_size=config.batch_size)
     note(f"teacher on {quality.rows} sampled rows: top-1 {quality.top1:.1%}, NLL {quality.nll:.3f} nats")
     quality.check(plan.data, allow_weak=config.allow_weak_teacher)
     with (
         written_at(plan.location, manifest) as folder,
+        _team(config, folder, name) or nullcontext() as team,
         StoreWriter.open(folder, manifest, static=teacher.static) as writer,
     ):
-        pending = writer.pending
-        _announce(writer, plan, pending)
-        run.fill(writer, pending, batch_size=int(writer.manifest.creator["batch_size"]))
-        final = stored_quality(writer)
-        final.check(plan.data, allow_weak=config.allow_weak_teacher)
-        sealed = writer.seal(quality=to_json(final))
-    rows = sum(block.stop - block.start for block in pending)
+        rows = sum(block.rows for block in writer.pending)
+        _announce(writer, plan, writer.pending)
+        with Progress(rows, "rows", label="dump-teacher") as progress:
+            if team is not None:
+                del run, teacher  # the workers have their own
+                gc.collect()
+                fill = partial(_fill_with_team, writer, name, team, progress)
+            elif rank is not None:
+                fill = partial(_fill_with_ranks, writer, rank, folder, run, progress)
+            else:
+                fill = partial(_fill_alone, writer, run, progress)
+            sealed = _fill_and_seal(config, plan, writer, fill)
     return _result(plan.location, sealed, reused=False, rows=rows, seconds=time.perf_counter() - started)
+
+
+def _fill_and_seal(config: DumpConfig, plan: DumpPlan, writer: StoreWriter, fill: Callable[[], None]) -> StoreManifest:
+    """Fill, look at the whole and seal; blocks whose bytes are not as committed are asked for again."""
+    for attempt in range(ROUNDS):
+        fill()
+        try:
+            final = stored_quality(writer)
+            final.check(plan.data, allow_weak=config.allow_weak_teacher)
+            return writer.seal(quality=to_json(final))
+        except CorruptStoreError as error:
+            writer.take_back_bad()
+            if not writer.pending or attempt == ROUNDS - 1:
+                raise
+            note(f"{error.message}; asking again for {len(writer.pending)} blocks")
+    raise AssertionError("the last round returns or raises")
+
+
+def _fill_alone(writer: StoreWriter, run: TeacherRun, progress: Progress) -> None:
+    run.fill(writer, batch_size=_batch_size(writer), on_block=lambda block: progress.update(block.rows))
+
+
+def _fill_with_team(writer: StoreWriter, name: str, team: Team, progress: Progress) -> None:
+    writer.share(name)
+    try:
+        coordinate(writer, team, progress)
+    finally:
+        team.stop()
+
+
+def _fill_with_ranks(writer: StoreWriter, rank: Rank, location: str, run: TeacherRun, progress: Progress) -> None:
+    """The first rank's part: it works like the others and coordinates between batches."""
+    writer.share(rank.run)
+    coordinator = Coordinator(writer, progress)
+    while writer.pending:
+        joined = JoinedWriter.join(location, run=rank.run)
+        assert joined is not None  # this process holds the lease
+        with joined:
+            run.fill(joined, batch_size=_batch_size(writer), between=coordinator.step)
+        coordinator.step(now=True)
+
+
+def _refuse_far_workers(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> None:
+    """Blocks for a URL lie on this machine's disk first, where ranks and clusters of several machines cannot write."""
+    if (rank is not None or config.dask) and Location.at(plan.location).folder is None:
+        raise ConfigError(
+            f"{plan.location}: ranks of torchrun and Dask workers write to a folder they share, found a URL",
+            hint=f"--out DIR on a disk they share, then kdcache push DIR {plan.location}; or --workers N",
+        )
+
+
+def _team(config: DumpConfig, folder: str, name: str) -> ProcessTeam | DaskTeam | None:
+    """The workers the request asks for; processes here start at once, because importing torch takes seconds."""
+    order = WorkOrder(config=config, location=absolute_location(folder), run=name, device=config.device)
+    if config.dask:
+        order = replace(order, config=for_elsewhere(config), patience=JOIN_PATIENCE)
+        return DaskTeam(config.dask, report_of, order.to_text())
+    if config.workers == 1:
+        return None
+    devices = spread_over_devices(config.device, config.workers)
+    threads = max(1, min(torch.get_num_threads(), usable_cores() // config.workers))
+    orders = [replace(order, device=device, threads=threads).to_text() for device in devices]
+    team = ProcessTeam("kdcache.dump_worker:main", orders, environment={"OMP_NUM_THREADS": str(threads)})
+    team.refill()
+    return team
+
+
+def _batch_size(writer: StoreWriter) -> int:
+    """Rows per forward pass of this store, whatever a continuing command says: the same bits come out."""
+    return int(writer.manifest.creator["batch_size"])
 
 
 def _announce(writer: StoreWriter, plan: DumpPlan, pending: tuple[BlockId, ...]) -> None:

@@ -75,7 +75,7 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
         return _estimate(config, plan, size / (plan.data.num_rows * config.views), 0.0, size, None)
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
     manifest = new_manifest(config, plan, teacher)
-    run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, workers=config.workers)
+    run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, decode_workers=config.decode_workers)
     quality = run.probe(batch_size=config.batch_size)
     count = min(PROBE_ROWS, plan.data.num_rows)
     started = time.perf_counter()
@@ -88,7 +88,7 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
         )
         location = Path(folder) / "probe.zarr"
         with StoreWriter.open(location, probe, static=teacher.static) as writer:
-            run.fill(writer, writer.pending, batch_size=config.batch_size)
+            run.fill(writer, batch_size=config.batch_size)
             seconds = time.perf_counter() - started
             writer.seal()
         sizes = describe(location)["arrays"]

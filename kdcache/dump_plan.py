@@ -65,7 +65,9 @@ class DumpConfig:
         batch_size: rows per forward pass; blocks always start a new batch.
         context: of token rows: each is read after at least this many tokens of its sequence; None: the card's, or 128.
         amp: "none" (float32) or "bf16" autocast; recorded in the manifest because it changes targets.
-        workers: processes that decode files; 0 reads in this process.
+        workers: processes that run the teacher and share the blocks, on one device each where there are several.
+        decode_workers: processes that decode files for each of them; 0 decodes in the process that runs the teacher.
+        dask: address of a Dask scheduler whose workers share the blocks instead; "" for none.
         out: path of the store; "" puts it under kdcache-store/ in the working folder.
         allow_weak_teacher: keep the opinion of a teacher that is near chance.
     """
@@ -87,12 +89,14 @@ class DumpConfig:
     context: int | None = None
     device: str = "auto"
     amp: Literal["none", "bf16"] = "none"
-    workers: int = 0
+    workers: int = 1
+    decode_workers: int = 0
+    dask: str = ""
     out: str = ""
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("views", 1), ("batch_size", 1), ("workers", 0), ("samples", 0)):
+        for name, least in (("views", 1), ("batch_size", 1), ("workers", 1), ("decode_workers", 0), ("samples", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, found {getattr(self, name)}")
         if self.context is not None and self.context < 1:
@@ -103,6 +107,11 @@ class DumpConfig:
             raise ConfigError(f"samples: expected at most {MOST_DRAWS} draws per row, found {self.samples}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.dask and self.workers > 1:
+            raise ConfigError(
+                f"--workers {self.workers} and --dask {self.dask} exclude each other",
+                hint="the cluster decides how many workers there are: dask worker SCHEDULER",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,9 @@ def replay_rows(location: str, count: int, config: DumpConfig) -> ReplayReport:
                 hint="name the teacher the store was made with: --teacher SOURCE --weights FILE",
             )
     teacher = request.load(source, choose_device(config.device))
-    run = TeacherRun(source, teacher, store.manifest.codec, views_of(store, config), workers=config.workers)
+    run = TeacherRun(
+        source, teacher, store.manifest.codec, views_of(store, config), decode_workers=config.decode_workers
+    )
     return _compare(store, run, sampled(store, count), batch_size=config.batch_size)
 
 

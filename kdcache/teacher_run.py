@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,18 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache.block_pipe import BlockPipe
+from kdcache.block_pipe import BlockPipe, BlockSink
 from kdcache.datasets.identity import row_digests
 from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
 from kdcache.errors import IncompatibleError, WeakTeacherError
 from kdcache.loader import InputReader
 from kdcache.loader.mixing import label_mix
+from kdcache.loader.read_ahead import read_ahead
 from kdcache.loader.tokens import TokenReader, context_of
-from kdcache.progress import Progress
+from kdcache.models.language import Segment
 from kdcache.specs import CodecSpec, DatasetSpec, StoreManifest
 from kdcache.store.blocks import BlockId
-from kdcache.store.writer import StoreWriter
 from kdcache.targets.encode import EncodedBatch, encode_topk
 from kdcache.targets.sampled import draw_uniforms, encode_sampled
 from kdcache.teachers import LoadedTeacher
@@ -35,6 +37,7 @@ from kdcache.views.policy import ViewPolicy
 
 PROBE_ROWS = 512
 PROBE_RUN = 64  # token rows of a run; one row alone costs as much as all that share its context
+WAIT_SECONDS = 0.3  # between two looks for blocks that other workers hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class TeacherRun:
         teacher: module in eval mode on its device, with its preprocessing.
         codec: how much of each opinion is kept.
         policy: replayable views, or None for the plain example.
-        workers: decoding processes.
+        decode_workers: processes that decode examples.
         samples: classes drawn per row and view besides the top k (for rskd); 0 draws none.
         sample_seed: decides the draws, together with row and view.
     """
@@ -92,7 +95,7 @@ class TeacherRun:
         codec: CodecSpec,
         policy: ViewPolicy | None,
         *,
-        workers: int = 0,
+        decode_workers: int = 0,
         samples: int = 0,
         sample_seed: int = 0,
     ) -> None:
@@ -104,7 +107,9 @@ class TeacherRun:
         if is_sequence(source):
             self._reader = TokenReader(source, context=context_of(teacher.spec.preprocessing), device=teacher.device)
         else:
-            self._reader = InputReader(source, teacher.preprocessing, policy, workers=workers, device=teacher.device)
+            self._reader = InputReader(
+                source, teacher.preprocessing, policy, workers=decode_workers, device=teacher.device
+            )
 
     @classmethod
     def for_store(
@@ -114,7 +119,7 @@ class TeacherRun:
         teacher: LoadedTeacher,
         policy: ViewPolicy | None,
         *,
-        workers: int = 0,
+        decode_workers: int = 0,
     ) -> TeacherRun:
         """A run that gives everything the blocks of such a store hold."""
         return cls(
@@ -122,7 +127,7 @@ class TeacherRun:
             teacher,
             manifest.codec,
             policy,
-            workers=workers,
+            decode_workers=decode_workers,
             samples=manifest.samples,
             sample_seed=manifest.views.seed,
         )
@@ -138,52 +143,92 @@ class TeacherRun:
             nll += float(batch.label_nll.double().sum())
         return TeacherQuality(rows=len(chosen), top1=right / len(chosen), nll=nll / len(chosen))
 
-    def forward(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """Logits (B, K) float32 on the teacher's device and their row numbers, batch after batch."""
+    def forward(self, batches: Iterable[NDArray[np.int64]], *, view: int) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Logits (B, K) float32 on the teacher's device and their row numbers, batch after batch.
+
+        On a GPU the next batches are read meanwhile; `batches` is then asked for its items in a second thread.
+        """
+        device = self._teacher.device
+        read: Iterator[tuple[Tensor | Segment, NDArray[np.int64]]] = self._reader.batches(iter(batches), view=view)
+        # On a CPU reading and the model share the cores, and a second thread costs what it gains (docs/log.md).
+        if device.type != "cpu":
+            read = read_ahead(read, device)
         with torch.inference_mode(), _plain_arithmetic():
-            for inputs, rows in self._reader.batches(iter(batches), view=view):
+            for inputs, rows in read:
                 logits = self._teacher.logits(inputs)
                 self._check_shape(logits, len(rows))
                 yield logits, rows
 
-    def encoded(self, batches: Sequence[NDArray[np.int64]], *, view: int) -> Iterator[EncodedBatch]:
+    def encoded(self, batches: Iterable[NDArray[np.int64]], *, view: int) -> Iterator[EncodedBatch]:
         """Encoded opinions of batches of row numbers, in order, on the teacher's device."""
         for logits, rows in self.forward(batches, view=view):
-            mix = self._reader.mixing(rows, view) if isinstance(self._reader, InputReader) else None
-            batch = encode_topk(
-                logits,
-                torch.from_numpy(self._source.labels[rows]),
-                topk=self._codec.topk,
-                tail_numbers=self._codec.tail_numbers,
-                first_row=int(rows[0]),
-                mix=None if mix is None else label_mix(mix, self._source.labels),
-            )
-            yield self._with_samples(batch, logits, rows, view) if self._samples else batch
+            yield self._encode(logits, rows, view, check=True)
 
-    def _with_samples(self, batch: EncodedBatch, logits: Tensor, rows: NDArray[np.int64], view: int) -> EncodedBatch:
+    def fill(
+        self,
+        writer: BlockSink,
+        *,
+        batch_size: int,
+        on_block: Callable[[BlockId], None] | None = None,
+        between: Callable[[], object] | None = None,
+    ) -> None:
+        """Ask the teacher about every block that `writer` hands out and commit the answers beside the forward pass.
+
+        Ends when every block is committed; with several workers it waits for the others' blocks, and takes over those
+        that are given up.
+
+        Args:
+            writer: where blocks come from and go to.
+            batch_size: rows per forward pass; every block starts a new batch.
+            on_block: called after each commit, in the writing thread.
+            between: called after each batch and while waiting, in this thread.
+        """
+        between = between or _nothing
+        with BlockPipe(writer, on_block=lambda block, _: on_block(block) if on_block else None) as pipe:
+            while views := writer.views_left():
+                done = [self._fill_view(pipe, writer, view, batch_size, between) for view in views]
+                if not any(done):
+                    pipe.check()
+                    between()
+                    time.sleep(WAIT_SECONDS)
+
+    def _fill_view(
+        self, pipe: BlockPipe, writer: BlockSink, view: int, batch_size: int, between: Callable[[], object]
+    ) -> int:
+        """Do the blocks of a view that can be claimed; how many."""
+        planned: deque[BlockId] = deque()
+        claimed = 0
+
+        def batches() -> Iterator[NDArray[np.int64]]:
+            nonlocal claimed
+            while (block := writer.claim(view)) is not None:
+                claimed += 1
+                for start in range(block.start, block.stop, batch_size):
+                    planned.append(block)
+                    yield np.arange(start, min(start + batch_size, block.stop), dtype=np.int64)
+
+        for logits, rows in self.forward(batches(), view=view):
+            batch = self._encode(logits, rows, view, check=logits.device.type == "cpu")
+            pipe.put(planned.popleft(), batch, self._known_columns(rows, view), first_row=int(rows[0]))
+            between()
+        return claimed
+
+    def _encode(self, logits: Tensor, rows: NDArray[np.int64], view: int, *, check: bool) -> EncodedBatch:
+        mix = self._reader.mixing(rows, view) if isinstance(self._reader, InputReader) else None
+        batch = encode_topk(
+            logits,
+            torch.from_numpy(self._source.labels[rows]),
+            topk=self._codec.topk,
+            tail_numbers=self._codec.tail_numbers,
+            first_row=int(rows[0]),
+            mix=None if mix is None else label_mix(mix, self._source.labels),
+            check=check,
+        )
+        if not self._samples:
+            return batch
         uniforms = draw_uniforms(rows, seed=self._sample_seed, view=view, draws=self._samples)
         index, count = encode_sampled(logits, torch.from_numpy(uniforms))
         return replace(batch, sample_index=index, sample_count=count)
-
-    def fill(self, writer: StoreWriter, pending: Sequence[BlockId], *, batch_size: int) -> None:
-        """Ask the teacher about every pending block and commit the answers, writing beside the forward pass."""
-        total = sum(block.stop - block.start for block in pending)
-        with (
-            Progress(total, "rows", label="dump-teacher") as progress,
-            BlockPipe(writer, on_block=lambda block, _: progress.update(block.stop - block.start)) as pipe,
-        ):
-            for view in sorted({block.view for block in pending}):
-                self._fill_view(pipe, [block for block in pending if block.view == view], view, batch_size)
-
-    def _fill_view(self, pipe: BlockPipe, blocks: Sequence[BlockId], view: int, batch_size: int) -> None:
-        plan = [
-            (block, np.arange(start, min(start + batch_size, block.stop), dtype=np.int64))
-            for block in blocks
-            for start in range(block.start, block.stop, batch_size)
-        ]
-        encoded = self.encoded([rows for _, rows in plan], view=view)
-        for (block, rows), batch in zip(plan, encoded, strict=True):
-            pipe.put(block, batch, self._known_columns(rows, view))
 
     def _known_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
         columns: dict[str, NDArray[np.generic]] = {}
@@ -206,6 +251,10 @@ def probe_rows(num_rows: int, count: int, *, run: int = 1) -> NDArray[np.int64]:
     """About `count` rows spread evenly, ascending; in runs of `run` neighbours, which share their context."""
     starts = np.linspace(0, num_rows - 1, max(1, count // run)).astype(np.int64)
     return np.unique(np.minimum(starts[:, None] + np.arange(run), num_rows - 1))
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

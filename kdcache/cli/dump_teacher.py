@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 )
 @option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @option("--amp", kind=click.Choice(["none", "bf16"]), default="none", help="Autocast; recorded, it changes targets.")
-@option("--workers", kind=click.IntRange(min=0), default=0, metavar="N", help="Processes that decode files.")
+@option("--workers", kind=click.IntRange(min=1), default=1, metavar="N", help="Processes that share the blocks.")
+@option("--decode-workers", kind=click.IntRange(min=0), default=0, metavar="N", help="Processes that decode files.")
+@option("--dask", metavar="ADDRESS", default="", help="Scheduler of a Dask cluster whose workers share the blocks.")
 @option("--out", metavar="STORE", default="", help="Where the store goes; otherwise under kdcache-store/ here.")
 @option("--catalog", metavar="URL", default="", help="Catalogue to look in first and to put the store into.")
 @option("--wait", is_flag=True, default=False, help="Wait when someone else is dumping the same thing.")
@@ -51,6 +53,7 @@ def command(*, as_json: bool, dry_run: bool, catalog: str, wait: bool, **options
     """Run a teacher once over a data set and keep its opinion in a store.
 
     A store that already covers the request is named and nothing is run. Interrupted, the same command continues.
+    The blocks can be shared by --workers here, by the ranks of torchrun, or by --dask; the store is the same.
     """
     from kdcache.dump import DumpConfig, dump_teacher
     from kdcache.dump_estimate import estimate_dump

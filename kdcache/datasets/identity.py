@@ -6,9 +6,11 @@ takes longer than finding a store that covers it. No torch, no store access.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,11 +58,12 @@ def content_digest(source: DataSource) -> str:
     fingerprint = getattr(source, "fingerprint", None)
     found = fingerprint() if callable(fingerprint) else ""
     cache = _cache_file(found) if found else None
-    digest = _read_cached(cache) if cache is not None else None
-    if digest is None:
-        digest = _compute_content_digest(source)
-        if cache is not None:
-            _write_cached(cache, digest)
+    with _one_at_a_time(cache):  # the workers of one machine start together: one reads, the others wait for it
+        digest = _read_cached(cache) if cache is not None else None
+        if digest is None:
+            digest = _compute_content_digest(source)
+            if cache is not None:
+                _write_cached(cache, digest)
     source._content_digest = digest  # type: ignore[attr-defined]
     return digest
 
@@ -201,6 +204,23 @@ def _compute_content_digest(source: DataSource) -> str:
 def cache_folder() -> Path:
     """The user's cache folder: KDCACHE_CACHE_DIR, else ~/.cache/kdcache. It need not exist."""
     return Path(os.environ.get("KDCACHE_CACHE_DIR") or Path.home() / ".cache" / "kdcache")
+
+
+@contextmanager
+def _one_at_a_time(cache: Path | None) -> Iterator[None]:
+    """Let one process at a time compute what a cache file will hold; without a cache or locks, all of them do."""
+    descriptor = None
+    with suppress(OSError):
+        if cache is not None:
+            lock = cache.parent.with_name("locks") / cache.name
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _cache_file(fingerprint: str) -> Path:

@@ -8,6 +8,7 @@ as one batch of uint8. No targets and no order here.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kdcache.datasets.identity import row_digests
 from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import ArraySource, DataSource
+from kdcache.devices import to_device
 from kdcache.errors import ConfigError, IncompatibleError, KdcacheError
 from kdcache.loader.mixing import read_mixed
 from kdcache.models.preprocess import Preprocessing
 from kdcache.views.mixing import Mix, check_partners, drawn_mixing, mixing_of
 from kdcache.views.policy import ViewPolicy
 
+LATEST_BATCHES = 16
 RESIDENT_BYTES = 4 << 30  # arrays up to this size are kept on an accelerator; CIFAR is 0.15 GB
 
 
@@ -72,7 +75,8 @@ class InputReader:
         self._decoder = None if self._array is not None else _Decoder(source, preprocessing, policy)
         self._requests = _Requests()
         self._loader = self._build_loader(workers)
-        self._last: tuple[NDArray[np.int64], int, NDArray[np.uint8]] | None = None
+        # outcomes of the latest batches: whoever reads ahead asks for their columns a few batches later
+        self._latest: deque[tuple[NDArray[np.int64], int, NDArray[np.uint8]]] = deque(maxlen=LATEST_BATCHES)
 
     @property
     def policy(self) -> ViewPolicy | None:
@@ -111,8 +115,8 @@ class InputReader:
             yield from self._plain(asked, digests)
             return
         for inputs, batch in read_mixed(lambda needed: self._plain(needed, digests), asked, self._drawn_mix):
-            if self._last is not None:
-                self._last = (batch.rows, batch.view, self._last[2][batch.own])
+            if self._latest:  # of rows and partners
+                self._latest[-1] = (batch.rows, batch.view, self._latest[-1][2][batch.own])
             yield inputs, batch.rows
 
     def mixing(self, rows: NDArray[np.int64], view: int) -> Mix | None:
@@ -139,8 +143,9 @@ class InputReader:
         """The store columns that record which random choices made a view of these rows; empty without a policy."""
         if self._policy is None:
             return {}
-        if self._last is not None and self._last[1] == view and np.array_equal(self._last[0], rows):
-            return {"view_params": self._last[2]}
+        for seen, its_view, params in tuple(self._latest):
+            if its_view == view and np.array_equal(seen, rows):
+                return {"view_params": params}
         sizes = np.stack([_size(self._source.example(int(row)).shape) for row in rows])
         outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
         return {"view_params": self._policy.pack(outcomes)}
@@ -162,30 +167,39 @@ class InputReader:
                     outcomes = self._policy.unpack(self._stored_params(rows, view))
                 else:
                     outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
-                self._last = (rows, view, self._policy.pack(outcomes))
+                self._latest.append((rows, view, self._policy.pack(outcomes)))
                 if self.views_on is not None:  # an array too large for the device: its uint8 rows go there first
-                    inputs = inputs.to(self.views_on, non_blocking=True)
+                    inputs = to_device(inputs, self.views_on)
                 inputs = self._policy.apply_batch(inputs, outcomes)
-            yield self._preprocessing.batch(inputs.to(self._device, non_blocking=True)), rows
+            yield self._preprocessing.batch(to_device(inputs, self._device)), rows
 
     def _decoded(
         self, asked: Iterable[tuple[NDArray[np.int64], int]], digests: NDArray[np.uint16] | None
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        asked = list(asked)
-        stored = self._stored_params if self._policy is not None else None
-        self._requests.items = [
-            _Request(rows=rows, view=view, digests=digests is not None, params=stored(rows, view) if stored else None)
-            for rows, view in asked
-        ]
-        for (rows, view), answer in zip(asked, self._loader, strict=True):
+        expected: deque[tuple[NDArray[np.int64], int]] = deque()
+        self._requests.items = self._requests_for(asked, digests is not None, expected)
+        for answer in self._loader:
+            rows, view = expected.popleft()
             if isinstance(answer, KdcacheError):
                 raise answer
             inputs, found, params = answer
             if digests is not None:
                 _check_digests(self._source, rows, found.numpy(), digests)
             if params is not None:
-                self._last = (rows, view, params.numpy())
-            yield self._preprocessing.batch(inputs.to(self._device, non_blocking=True)), rows
+                self._latest.append((rows, view, params.numpy()))
+            yield self._preprocessing.batch(to_device(inputs, self._device)), rows
+
+    def _requests_for(
+        self,
+        asked: Iterable[tuple[NDArray[np.int64], int]],
+        digests: bool,
+        expected: deque[tuple[NDArray[np.int64], int]],
+    ) -> Iterator[_Request]:
+        """Requests as the loader asks for them, a few batches ahead; `expected` remembers whose answers will come."""
+        stored = self._stored_params if self._policy is not None else None
+        for rows, view in asked:
+            expected.append((rows, view))
+            yield _Request(rows=rows, view=view, digests=digests, params=stored(rows, view) if stored else None)
 
     def _build_loader(self, workers: int) -> Iterable[_Answer]:
         if self._decoder is None:
@@ -227,13 +241,10 @@ class _Requests(Sampler[_Request]):
     """The batches of the current epoch; replaced between epochs so that workers stay alive."""
 
     def __init__(self) -> None:
-        self.items: list[_Request] = []
+        self.items: Iterable[_Request] = ()
 
     def __iter__(self) -> Iterator[_Request]:
         return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 class _Decoder(Dataset[_Answer]):

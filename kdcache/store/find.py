@@ -13,8 +13,9 @@ from pathlib import Path
 
 from kdcache.errors import IncompatibleError, KdcacheError, NotFoundError
 from kdcache.specs import DatasetSpec, StoreManifest, TeacherSpec, covers
+from kdcache.store.files import PARTIAL, WORK_FOLDER
 from kdcache.store.location import Location
-from kdcache.store.manifest_file import read_manifest
+from kdcache.store.manifest_file import ROOT_FILE, read_manifest
 from kdcache.store.publish import published_at
 
 DEFAULT_FOLDER = "kdcache-store"
@@ -77,7 +78,7 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "", sample
     out = str(target.folder)
     if not Path(out).exists():
         return None
-    if Path(out).is_dir() and not any(Path(out).iterdir()):
+    if Path(out).is_dir() and all(_is_beginning(path.name) for path in Path(out).iterdir()):
         return None
     if not (Path(out) / "zarr.json").is_file():
         raise IncompatibleError(
@@ -87,6 +88,11 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "", sample
     manifest = read_manifest(out)
     serves = covers(manifest, key, topk=topk, num_views=num_views, samples=samples)
     return FoundStore(location=out, manifest=manifest) if serves else None
+
+
+def _is_beginning(name: str) -> bool:
+    """Whether a file is one that a dump makes before its root file: what was killed that early continues."""
+    return name == WORK_FOLDER or (name.startswith(f"{ROOT_FILE}.") and name.endswith(PARTIAL))
 
 
 def only_store(folder: str | Path = DEFAULT_FOLDER) -> FoundStore:

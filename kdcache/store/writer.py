@@ -190,6 +190,33 @@ class StoreWriter:
         check_block(self._root, self.manifest, block, columns, self._records[block.view, block.block].sha256)
         return columns
 
+    def take_back_bad(self) -> CorruptStoreError | None:
+        """Re-read everything; blocks that are not on disk as they were committed lose their records and are pending.
+
+        Returns:
+            what is wrong with the first bad block, or None.
+
+        Raises:
+            CorruptStoreError, ChecksumError: a store-level array is damaged; opening the store again writes it.
+        """
+        check_static(self._root, self.manifest, read_static(self._root, self._layout), self._static)
+        first: CorruptStoreError | None = None
+        for place, block in {(b.view, b.block): b for b in all_blocks(self.manifest)}.items():
+            if place in self._pending:
+                continue
+            try:
+                self.read_block(block)
+            except CorruptStoreError as error:
+                self._pending[place] = block
+                error.hint = repair_hint(self._root)
+                first = first or error
+        if first is not None:
+            ledger.remove_records(self._root, self._pending)
+            self._begun.clear()
+            for place in self._pending:
+                self._records.pop(place, None)
+        return first
+
     def seal(self, *, quality: Mapping[str, Any] | None = None) -> StoreManifest:
         """Re-read and verify everything, then mark the store complete in one atomic step.
 
@@ -212,7 +239,8 @@ class StoreWriter:
             withdraw(self._root)  # a worker that wakes up now finds the work done
             self._shared = False
             remove_partials(self._root)  # of killed workers: every block is committed, so no worker needs its own
-        self._verify_all()
+        if bad := self.take_back_bad():
+            raise bad
         rows = ledger.commit_array(self._layout["commit"], self.manifest, self._static, self._records)
         sealed = replace(self.manifest, quality=self._quality(quality or {}), complete=True)
         sealed = replace(sealed, root_digest=ledger.root_digest(sealed, rows))
@@ -246,23 +274,6 @@ class StoreWriter:
         if self._lease is None:
             raise LockedError(f"{self._root}: this writer is closed", hint="open it again: it continues")
         return self._lease
-
-    def _verify_all(self) -> None:
-        check_static(self._root, self.manifest, read_static(self._root, self._layout), self._static)
-        first: CorruptStoreError | None = None
-        for block in all_blocks(self.manifest):
-            try:
-                self.read_block(block)
-            except CorruptStoreError as error:
-                self._pending[block.view, block.block] = block
-                first = first or error
-        if first is not None:
-            ledger.remove_records(self._root, self._pending)
-            self._begun.clear()
-            for place in self._pending:
-                del self._records[place]
-            first.hint = repair_hint(self._root)
-            raise first
 
     def _quality(self, given: Mapping[str, Any]) -> dict[str, Any]:
         before = list(self.manifest.quality.get("rounding_kl", []))

@@ -33,6 +33,7 @@ class EncodedBatch:
         num_classes: K.
         sample_index, sample_count: (B, N) int64 or None, see `sampled.encode_sampled`.
         mix: the second labels of rows that mix two examples, with the teacher's log p of them; else None.
+        finite: (B,) bool, the row's logits are finite; only checked rows are worth keeping (`check_finite`).
     """
 
     index: Tensor
@@ -42,6 +43,7 @@ class EncodedBatch:
     label_log_prob: Tensor
     correct: Tensor
     num_classes: int
+    finite: Tensor
     sample_index: Tensor | None = None
     sample_count: Tensor | None = None
     mix: LabelMix | None = None
@@ -55,6 +57,10 @@ class EncodedBatch:
 
     def columns(self) -> dict[str, Tensor]:
         """CPU tensors under the names of the store's arrays."""
+        return {name: column.cpu() for name, column in self.device_columns().items()}
+
+    def device_columns(self) -> dict[str, Tensor]:
+        """As `columns`, where the batch is."""
         columns = {
             "topk_index": self.index,
             "topk_log_prob": self.log_prob,
@@ -66,7 +72,7 @@ class EncodedBatch:
             columns |= {"sample_index": self.sample_index, "sample_count": self.sample_count}
         if self.mix is not None and self.mix.partner_log_prob is not None:
             columns["partner_label_log_prob"] = self.mix.partner_log_prob
-        return {name: column.cpu() for name, column in columns.items()}
+        return columns
 
     def targets(self) -> SoftTargets:
         """The same opinion as the methods take it: a live teacher and a store meet here."""
@@ -92,6 +98,7 @@ def encode_topk(
     tail_numbers: int = 4,
     first_row: int = 0,
     mix: LabelMix | None = None,
+    check: bool = True,
 ) -> EncodedBatch:
     """Keep the k most probable classes, the label, and statistics of the classes outside both.
 
@@ -102,6 +109,7 @@ def encode_topk(
         tail_numbers: 3 for log mass, mean and variance of log p; 4 adds the log mass at T=2.
         first_row: number of the batch's first row, for messages only.
         mix: second labels and weights of rows that mix two examples.
+        check: look at the logits now, which on a GPU waits for them; else `check_finite(batch.finite, ..)` must follow.
 
     Raises:
         ConfigError: k or the number of tail numbers is out of range.
@@ -113,8 +121,12 @@ def encode_topk(
         raise ConfigError(f"top-k: expected 1 to {classes} (the teacher's classes), found {topk}")
     if tail_numbers not in (3, 4):
         raise ConfigError(f"tail numbers: expected 3 or 4, found {tail_numbers}")
-    label = labels.to(device=logits.device, dtype=torch.int64)
-    _check_rows(logits, label, first_row)
+    low, high = torch.aminmax(logits, dim=1)  # NaN comes through; a third of the time of isfinite on every number
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    if check:
+        check_finite(finite, first_row=first_row)
+    _check_labels(labels, classes, first_row)  # where they are: usually the host, which then waits for nothing
+    label = labels.to(device=logits.device, dtype=torch.int64, non_blocking=True)
     log_prob = torch.log_softmax(_at_least_float32(logits), dim=1).clamp_(min=-LARGEST_STORED)
     head, index = log_prob.topk(topk, dim=1, sorted=True)
     label_log_prob = log_prob.gather(1, label[:, None])[:, 0]
@@ -133,26 +145,37 @@ def encode_topk(
         correct=index[:, 0] == larger,
         num_classes=classes,
         mix=mix,
+        finite=finite,
     )
+
+
+def check_finite(finite: Tensor, *, first_row: int = 0) -> None:
+    """Refuse a batch with logits that are NaN or infinite.
+
+    Args:
+        finite: (B,) bool, of the encoded batch.
+        first_row: number of the batch's first row, for the message.
+
+    Raises:
+        NumericError: naming the rows.
+    """
+    if not bool(finite.all()):
+        raise NumericError(
+            f"the teacher's logits: expected finite numbers, found NaN or infinity in {_name_rows(~finite, first_row)}",
+            hint="check the weights and the input's scale, or run without reduced precision",
+        )
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _check_rows(logits: Tensor, label: Tensor, first_row: int) -> None:
-    low, high = torch.aminmax(logits, dim=1)  # NaN comes through; a third of the time of isfinite on every number
-    broken = ~(torch.isfinite(low) & torch.isfinite(high))
-    outside = (label < 0) | (label >= logits.shape[1])
-    if bool(broken.any()):
-        raise NumericError(
-            f"the teacher's logits: expected finite numbers, found NaN or infinity in {_name_rows(broken, first_row)}",
-            hint="check the weights and the input's scale, or run without reduced precision",
-        )
+def _check_labels(labels: Tensor, classes: int, first_row: int) -> None:
+    outside = (labels < 0) | (labels >= classes)
     if bool(outside.any()):
         raise IncompatibleError(
-            f"labels: expected 0 to {logits.shape[1] - 1} (the teacher's classes), found "
-            f"{int(label[outside][0])} in {_name_rows(outside, first_row)}",
+            f"labels: expected 0 to {classes - 1} (the teacher's classes), found "
+            f"{int(labels[outside][0])} in {_name_rows(outside, first_row)}",
             hint="give a teacher that was trained for this data set's classes",
         )
 

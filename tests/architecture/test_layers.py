@@ -13,6 +13,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "dump",
+            "dump_worker",
+            "coordination",
+            "worker_processes",
             "dump_plan",
             "dump_estimate",
             "replay",
@@ -29,7 +32,9 @@ LAYERS: tuple[frozenset[str], ...] = (
             "pages",
         }
     ),
-    frozenset({"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "runs"}),
+    frozenset(
+        {"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "ranks", "runs"}
+    ),
     frozenset({"targets", "views", "store"}),
     frozenset(
         {
