@@ -24,6 +24,7 @@ from kdcache.teacher_training import TeacherConfig, train_teacher
 from kdcache.training.processes import Processes
 from kdcache.training.token_rows import TokenFeed, token_evaluation_on
 from pipelines.partial_kd.ptb_teacher import published_model
+from tests.integration.distill_setup import finish, start
 from tests.token_world import LENGTHS, make_token_world
 
 ROWS = sum(LENGTHS["train"]) - len(LENGTHS["train"])
@@ -244,6 +245,18 @@ def test_a_vocabulary_beyond_65535_is_stored_in_uint32(tmp_path: Path) -> None:
     assert int(targets.index.max()) > 65_535
     figures = distill(student(tmp_path, "run", method="kd-topk", epochs=1, student="lstm-4")).figures
     assert figures["perplexity"] == pytest.approx(vocabulary, rel=0.1)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(world: Path) -> None:
+    words = ["--store", "store.zarr", "--data-root", "corpus.npz", "--student", "lstm-12", "--method", "kd"]
+    words += ["--epochs", "2", "--batch-size", "64", "--segment", "16", "--context", "16", "--lr", "0.02", "--json"]
+    one = json.loads(finish(start(world, "-m", "kdcache", "-q", "distill", *words, "--out", "alone")))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = json.loads(finish(start(world, *torchrun, "-m", "kdcache", "-q", "distill", *words, "--out", "shared")))
+    assert two["test_rows"] == one["test_rows"]
+    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
 
 
 @pytest.mark.shared
