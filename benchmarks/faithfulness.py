@@ -64,6 +64,9 @@ class Study:
                         self.student(arm["name"], seed)
             if number == 1:
                 self.gradients()
+                for arm, more in self.plan["grid"].get("more_seeds", {}).items():
+                    for seed in more:
+                        self.student(arm, seed)
 
     def cell(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Figures]) -> Figures:
         """The figures of a cell: from its file, else computed and written.

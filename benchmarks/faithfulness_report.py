@@ -12,6 +12,8 @@ from typing import Any
 # 97.5 % quantile of Student's t by degrees of freedom, for the few seeds there are (Fisher and Yates' table).
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
+STUDENTS = ("initial", "short", "final")
+
 
 def collect(plan: Mapping[str, Any], cells: Path, folder: Path) -> None:
     """Write faithfulness.json (all cells), faithfulness.md (tables) and faithfulness.svg into a folder."""
@@ -55,6 +57,12 @@ def accuracies(cells: Mapping[str, Mapping[str, Any]], arm: str, seeds: Sequence
     return {seed: 100 * cells[name]["figures"]["accuracy"] for seed, name in names.items() if name in cells}
 
 
+def seeds_of(plan: Mapping[str, Any], arm: str) -> tuple[int, ...]:
+    """The seeds of an arm: the grid's, and more where the plan asks for more."""
+    grid = plan["grid"]
+    return (*grid["seeds"], *grid.get("more_seeds", {}).get(arm, ()))
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half width of the 95 % interval of Student's t; the half width of one value is not known (nan)."""
     if len(values) < 2:
@@ -65,17 +73,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def tables(plan: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> str:
     """Arms against the live teacher and against the full store, then gradients, in Markdown."""
-    seeds = plan["grid"]["seeds"]
-    reference = {name: accuracies(cells, name, seeds) for name in ("live", "store")}
+    reference = {name: accuracies(cells, name, seeds_of(plan, name)) for name in ("live", "store")}
     lines = [
-        "| arm | lr | seeds | test top-1, % | minus live, points [95 %] | minus store | NLL | train top-1 | s a run |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| arm | lr | seeds | test top-1, % | minus live, points [95 %] | minus store, points [95 %] "
+        "| NLL | ECE | train top-1 | s a run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in plan["arms"]:
         name = arm["name"]
-        found = accuracies(cells, name, seeds)
+        found = accuracies(cells, name, seeds_of(plan, name))
         if not found:
-            lines.append(f"| {name} | - | 0 | not run | | | | | |")
+            lines.append(f"| {name} | - | 0 | not run | | | | | | |")
             continue
         mine = [cells[f"{name}-seed{seed}"] for seed in found]
         mean = statistics.fmean(found.values())
@@ -83,7 +91,8 @@ def tables(plan: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> s
         lines.append(
             f"| {name} | {mine[0]['settings']['lr']:g} | {len(found)} | {mean:.2f}{spread} "
             f"| {difference(found, reference['live'])} | {difference(found, reference['store'])} "
-            f"| {_mean(mine, 'nll'):.3f} | {100 * _mean(mine, 'train_accuracy'):.1f} | {_mean(mine, 'seconds'):.0f} |"
+            f"| {_mean(mine, 'nll'):.3f} | {_mean(mine, 'ece'):.3f} | {100 * _mean(mine, 'train_accuracy'):.1f} "
+            f"| {_mean(mine, 'seconds'):.0f} |"
         )
     if "gradients" in cells:
         lines += ["", *gradient_table(cells["gradients"]["figures"])]
@@ -101,13 +110,18 @@ def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> str:
 
 def gradient_table(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
     """Cosine and relative L2 error by k and T, one pair of columns for each student."""
-    students = list(figures)
+    students = sorted(figures, key=lambda name: STUDENTS.index(name) if name in STUDENTS else len(STUDENTS))
     head = " | ".join(f"{name}: 1 - cosine | relative L2" for name in students)
     lines = [f"| k, T | {head} |", "|---" * (1 + 2 * len(students)) + "|"]
-    for key in figures[students[0]]:
+    for key in sorted(figures[students[0]], key=_by_topk):
         row = [f"{1 - figures[name][key]['cosine']:.1e} | {figures[name][key]['relative_l2']:.1e}" for name in students]
         lines.append(f"| {key} | {' | '.join(row)} |")
     return lines
+
+
+def _by_topk(key: str) -> tuple[float, ...]:
+    """(k, T) of "k=10 T=4"."""
+    return tuple(float(part.split("=")[1]) for part in key.split())
 
 
 def plot(plan: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -118,10 +132,12 @@ def plot(plan: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]], path: 
     import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "faithfulness"  # the same cells give the same file
-    seeds, most = plan["grid"]["seeds"], plan["views"]["count"]
+    most = plan["views"]["count"]
     by_views = {arm["views"]: arm["name"] for arm in plan["arms"] if arm.get("views")} | {most: "store"}
     others = [arm["name"] for arm in plan["arms"] if arm["name"] not in by_views.values()]
-    found = {name: list(accuracies(cells, name, seeds).values()) for name in (*by_views.values(), *others)}
+    found = {
+        name: list(accuracies(cells, name, seeds_of(plan, name)).values()) for name in (*by_views.values(), *others)
+    }
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, width_ratios=(3, 2))
     known = [views for views in sorted(by_views) if found[by_views[views]]]
     left.plot(known, [statistics.fmean(found[by_views[views]]) for views in known], color="tab:blue")

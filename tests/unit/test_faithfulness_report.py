@@ -18,7 +18,7 @@ PLAN = {
 
 
 def _cell(accuracy: float) -> dict[str, Any]:
-    figures = {"accuracy": accuracy, "nll": 1.0, "train_accuracy": 0.7, "seconds": 100.0}
+    figures = {"accuracy": accuracy, "nll": 1.0, "ece": 0.1, "train_accuracy": 0.7, "seconds": 100.0}
     return {"figures": figures, "settings": {"lr": 0.3}}
 
 
@@ -49,7 +49,7 @@ def test_the_table_has_a_row_for_every_arm_and_says_what_was_not_run() -> None:
     assert len(rows) == 6
     assert rows[3].startswith("| store | 0.3 | 3 | 63.00 ± 2.65 | +1.00 [-1.48, +3.48] | - |")
     assert rows[4].startswith("| views-1 | 0.3 | 1 | 55.00 | -5.00 | -6.00 |")
-    assert rows[5] == "| ce | - | 0 | not run | | | | | |"
+    assert rows[5] == "| ce | - | 0 | not run | | | | | | |"
 
 
 def test_the_plot_is_small_and_the_same_for_the_same_cells(tmp_path: Path) -> None:
@@ -58,3 +58,10 @@ def test_the_plot_is_small_and_the_same_for_the_same_cells(tmp_path: Path) -> No
         plot(PLAN, CELLS, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "one.svg").stat().st_size < 100_000
+
+
+def test_gradient_rows_are_sorted_by_k_then_t_and_students_by_training() -> None:
+    figures = {"k=20 T=1": {"cosine": 0.5, "relative_l2": 1.0}, "k=5 T=8": {"cosine": 1.0, "relative_l2": 0.0}}
+    rows = tables(PLAN, CELLS | {"gradients": {"figures": {"final": figures, "initial": figures}}}).splitlines()
+    assert rows[-4].startswith("| k, T | initial: 1 - cosine")
+    assert [row.split(" |")[0] for row in rows[-2:]] == ["| k=5 T=8", "| k=20 T=1"]
