@@ -16,6 +16,7 @@ from kdcache.store.catalog import CatalogEntry
 COLUMNS = (
     Column(title="Data"),
     Column(title="Teacher"),
+    Column(title="Use"),
     Column(title="Top-1", numeric=True, unit="%"),
     Column(title="NLL", numeric=True, unit="nats"),
     Column(title="Views", numeric=True),
@@ -24,7 +25,6 @@ COLUMNS = (
     Column(title="Rows", numeric=True),
     Column(title="Size", numeric=True),
     Column(title="Added"),
-    Column(title="Use"),
 )
 
 
@@ -73,11 +73,12 @@ def _cells(place: str, entry: CatalogEntry, reports: Collection[str]) -> list[Ch
     data: Child = f"{entry.dataset} ({entry.split})"
     where = f"{place.rstrip('/')}/{entry.store}"
     if report_name(entry) in reports:
-        data = element("a", {"href": report_name(entry)}, data)
-    weights = element("small", {}, " ", entry.weights) if entry.weights else None
+        data = element("a", {"href": report_name(entry), "class": "line"}, data)
+    weights = element("small", {}, " ", entry.weights) if entry.weights not in ("", "none") else None
     return [
         data,
         _joined(entry.teacher, weights),
+        command(f"kdcache distill --store {shlex.quote(where)}"),
         "" if entry.top1 is None else f"{100 * entry.top1:.1f}",
         "" if entry.nll is None else f"{entry.nll:.3f}",
         str(entry.views),
@@ -86,18 +87,17 @@ def _cells(place: str, entry: CatalogEntry, reports: Collection[str]) -> list[Ch
         f"{entry.rows:,}",
         bytes_text(entry.bytes),
         _joined(entry.added[:10], element("small", {}, " ", entry.by)),
-        command(f"kdcache distill --store {shlex.quote(where)}"),
     ]
 
 
 def _joined(first: str, second: Html | None) -> Html:
-    return element("span", {}, first, second)
+    return element("span", {"class": "line"}, first, second)
 
 
 def _keys(entry: CatalogEntry) -> list[float | None]:
     numbers: list[float | None] = [None] * len(COLUMNS)
-    numbers[2] = None if entry.top1 is None else 100 * entry.top1
-    numbers[3] = entry.nll
-    numbers[4], numbers[6] = float(entry.views), float(entry.topk)
-    numbers[7], numbers[8] = float(entry.rows), float(entry.bytes)
+    numbers[3] = None if entry.top1 is None else 100 * entry.top1
+    numbers[4] = entry.nll
+    numbers[5], numbers[7] = float(entry.views), float(entry.topk)
+    numbers[8], numbers[9] = float(entry.rows), float(entry.bytes)
     return numbers

@@ -198,11 +198,11 @@ def test_a_catalogue_is_searched_sorted_and_leads_to_its_reports(browser: Any, r
         assert [row for row in rows.all() if row.is_visible()] != []
         assert sum(row.is_visible() for row in rows.all()) == 1
         page.locator("#stores input[type=search]").fill("")
-        page.locator("#stores th:nth-child(7) button").click()
-        column = page.locator("#stores tbody td:nth-child(7)").all_inner_texts()
+        page.locator("#stores th:nth-child(8) button").click()
+        column = page.locator("#stores tbody td:nth-child(8)").all_inner_texts()
         assert column in (["9", "4"], ["4", "9"])
-        page.locator("#stores th:nth-child(7) button").click()
-        assert page.locator("#stores tbody td:nth-child(7)").all_inner_texts() == column[::-1]
+        page.locator("#stores th:nth-child(8) button").click()
+        assert page.locator("#stores tbody td:nth-child(8)").all_inner_texts() == column[::-1]
         assert "kdcache distill --store" in page.locator("#stores tbody code").first.inner_text()
         page.locator("#stores tbody a").first.click()
         page.wait_for_selector("figure")
