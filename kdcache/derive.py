@@ -7,6 +7,7 @@ digest. What a part cannot have (finer numbers, more classes, views that are not
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from kdcache.datasets.identity import label_digest
 from kdcache.datasets.row_range import parse_split
 from kdcache.dump import stored_quality
 from kdcache.errors import ConfigError, IncompatibleError
-from kdcache.specs import PRECISIONS, DatasetSpec, StoreManifest, ViewSpec
+from kdcache.specs import CLASS_MEAN_TEMPERATURE, PRECISIONS, DatasetSpec, StoreManifest, ViewSpec
 from kdcache.store.blocks import BlockId, block_rows_for, blocks_of_view
 from kdcache.store.layout import layout_of, static_arrays
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.writer import StoreWriter
+from kdcache.targets.similarity import LARGEST_MATRIX, add_class_means, means_of
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.tail import narrow
 from kdcache.urls import is_url
@@ -46,6 +48,7 @@ class DeriveConfig:
         views: the first V' views.
         rows: [start, stop) of the rows.
         precision: how finely log-probabilities are kept; never finer than in the store.
+        class_mean: T; also keep the mean p^T of each class's rows, (K, K), so that kd-sim need not pass over the store.
     """
 
     store: str
@@ -54,6 +57,7 @@ class DeriveConfig:
     views: int | None = None
     rows: tuple[int, int] | None = None
     precision: Literal["exact", "default", "compact"] | None = None
+    class_mean: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,16 @@ def derive(config: DeriveConfig, *, reader: StoreReader | None = None) -> Derive
     reader = reader or open_reader(config.store)
     manifest = derived_manifest(reader, config)
     start = config.rows[0] if config.rows else 0
-    static = {array.name: reader.static(array.name) for array in static_arrays(layout_of(manifest))}
+    quality = {name: value for name, value in reader.manifest.quality.items() if name == CLASS_MEAN_TEMPERATURE}
+    static = {}
+    for array in static_arrays(layout_of(manifest)):
+        if array.name == "class_mean" and config.class_mean is not None:
+            static[array.name] = class_mean(reader, config.class_mean, rows=config.rows)
+            quality = {CLASS_MEAN_TEMPERATURE: config.class_mean}
+        else:
+            static[array.name] = reader.static(array.name)
+    if "class_mean" not in static:
+        quality = {}
     written = 0
     with StoreWriter.open(config.out, manifest, static=static) as writer:
         wanted = set(writer.pending)
@@ -94,7 +107,7 @@ def derive(config: DeriveConfig, *, reader: StoreReader | None = None) -> Derive
                 if block in wanted:
                     writer.write_block(block, narrowed(columns, reader.manifest, manifest.codec.topk))
                     written += block.rows
-        sealed = writer.seal(quality=to_json(stored_quality(writer)))
+        sealed = writer.seal(quality={**to_json(stored_quality(writer)), **quality})
     return DeriveResult(
         store=config.out,
         store_key=sealed.store_key,
@@ -130,6 +143,7 @@ def derived_manifest(reader: StoreReader, config: DeriveConfig) -> StoreManifest
     if config.rows is not None:
         data = _part_of(reader, config.rows)
         spec = _canaries_within(spec, config.rows)
+    fields, shapes = _fields_kept(parent, config)
     spec = replace(spec, canaries=tuple(canary for canary in spec.canaries if canary["view"] < views))
     changes = {"topk": topk, "views": views, "precision": precision}
     origin = {"relation": "derived", "root_digest": parent.root_digest, "store_key": parent.store_key}
@@ -138,7 +152,8 @@ def derived_manifest(reader: StoreReader, config: DeriveConfig) -> StoreManifest
         parent,
         dataset=data,
         views=spec,
-        codec=replace(codec, topk=topk, precision=precision),
+        codec=replace(codec, topk=topk, precision=precision, fields=fields),
+        static_shapes=shapes,
         num_views=views,
         block_rows=block_rows_for(data.num_rows),
         creator={"kdcache": __version__, "torch": torch.__version__, "command": "derive"},
@@ -147,6 +162,46 @@ def derived_manifest(reader: StoreReader, config: DeriveConfig) -> StoreManifest
         complete=False,
         root_digest="",
     )
+
+
+def class_mean(reader: StoreReader, temperature: float, *, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
+    """(K, K) mean p^T of each class's rows in view 0, the tail's mass spread evenly; a class without rows is uniform.
+
+    Args:
+        reader: an open store.
+        temperature: T.
+        rows: [start, stop); None takes all.
+    """
+    classes = reader.manifest.dataset.num_classes
+    total = torch.zeros(classes, classes, dtype=torch.float64)
+    first, last = rows or (0, reader.manifest.dataset.num_rows)
+    for block, columns in reader.blocks(0):
+        part = slice(max(first - block.start, 0), max(last - block.start, 0))
+        chosen = {name: values[part] for name, values in columns.items()}
+        if len(chosen["label"]):
+            add_class_means(total, _targets(chosen, classes), temperature)
+    means: NDArray[np.float32] = means_of(total).numpy()
+    return means
+
+
+def _fields_kept(parent: StoreManifest, config: DeriveConfig) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The codec's fields and their stated shapes: other rows have other class means, and new ones are wanted or not."""
+    fields, shapes = set(parent.codec.fields), dict(parent.static_shapes)
+    classes = parent.dataset.num_classes
+    if config.class_mean is None and config.rows is not None:
+        fields.discard("class_mean")
+    if config.class_mean is not None:
+        if not config.class_mean > 0 or not math.isfinite(config.class_mean):
+            raise ConfigError(f"class_mean: expected a temperature above 0, found {config.class_mean}")
+        if classes > LARGEST_MATRIX:
+            raise ConfigError(
+                f"class_mean keeps K x K numbers: expected at most {LARGEST_MATRIX} classes, found {classes}"
+            )
+        if mixes(parent.views):
+            raise IncompatibleError("class_mean: the store's views mix two classes; expected rows of one class each")
+        fields.add("class_mean")
+        shapes["class_mean"] = [classes, classes]
+    return tuple(sorted(fields)), {name: shape for name, shape in sorted(shapes.items()) if name in fields}
 
 
 def narrowed(columns: Columns, parent: StoreManifest, topk: int) -> Columns:
@@ -159,21 +214,24 @@ def narrowed(columns: Columns, parent: StoreManifest, topk: int) -> Columns:
     """
     if topk == parent.codec.topk:
         return columns
-    targets = SoftTargets(
-        index=torch.from_numpy(columns["topk_index"].astype(np.int64)),
-        log_prob=torch.from_numpy(columns["topk_log_prob"].astype(np.float32)),
-        tail=torch.from_numpy(columns["tail"].astype(np.float32)),
-        label=torch.from_numpy(columns["label"].astype(np.int64)),
-        label_log_prob=torch.from_numpy(columns["label_log_prob"].astype(np.float32)),
-        num_classes=parent.dataset.num_classes,
-    )
-    fewer = narrow(targets, topk)
+    fewer = narrow(_targets(columns, parent.dataset.num_classes), topk)
     return {
         **columns,
         "topk_index": fewer.index.numpy(),
         "topk_log_prob": fewer.log_prob.numpy(),
         "tail": fewer.tail.numpy(),
     }
+
+
+def _targets(columns: Columns, num_classes: int) -> SoftTargets:
+    return SoftTargets(
+        index=torch.from_numpy(columns["topk_index"].astype(np.int64)),
+        log_prob=torch.from_numpy(columns["topk_log_prob"].astype(np.float32)),
+        tail=torch.from_numpy(columns["tail"].astype(np.float32)),
+        label=torch.from_numpy(columns["label"].astype(np.int64)),
+        label_log_prob=torch.from_numpy(columns["label_log_prob"].astype(np.float32)),
+        num_classes=num_classes,
+    )
 
 
 def _part_of(reader: StoreReader, rows: tuple[int, int]) -> DatasetSpec:

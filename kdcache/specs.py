@@ -17,6 +17,7 @@ from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError
 
 FORMAT_VERSION = 1
 MAX_CLASSES = 2**32 - 2  # uint32 indices; its maximum marks a hole
+CLASS_MEAN_TEMPERATURE = "class_mean_temperature"  # in a manifest's quality: the T of the array class_mean
 PRECISIONS = ("exact", "default", "compact")
 
 

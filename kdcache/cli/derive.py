@@ -36,6 +36,7 @@ class Range(click.ParamType):  # type: ignore[type-arg]  # generic in newer clic
 @option("--views", kind=Range(), help="Keep the first views: 4 or 0:4.")
 @option("--rows", kind=Range(), help="Keep these rows: they become rows 0 and on of split NAME[A:B].")
 @option("--precision", kind=click.Choice(["exact", "default", "compact"]), help="Keep coarser numbers.")
+@option("--class-mean", kind=float, metavar="T", help="Also keep each class's mean p^T, which kd-sim then reads.")
 @json_option
 def command(
     *,
@@ -45,6 +46,7 @@ def command(
     views: tuple[int, int] | None,
     rows: tuple[int, int] | None,
     precision: Any,
+    class_mean: float | None,
     as_json: bool,
 ) -> None:
     """Write a part of STORE to OUT without the teacher: fewer classes, views or rows, or coarser numbers.
@@ -59,7 +61,13 @@ def command(
             "number 0, and another one in its place would be taken for it"
         )
     config = DeriveConfig(
-        store=store, out=out, topk=topk, views=views[1] if views else None, rows=rows, precision=precision
+        store=store,
+        out=out,
+        topk=topk,
+        views=views[1] if views else None,
+        rows=rows,
+        precision=precision,
+        class_mean=class_mean,
     )
     result = derive(config)
     write_json(result) if as_json else write_result(_text(result))

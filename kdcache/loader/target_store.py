@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.loader.mixing import stored_label_mix
-from kdcache.specs import StoreManifest, ViewSpec
+from kdcache.specs import CLASS_MEAN_TEMPERATURE, StoreManifest, ViewSpec
 from kdcache.store.reader import StoreReader, ViewColumns, open_reader
 from kdcache.targets.soft import LabelMix, SoftTargets
 from kdcache.targets.tail import narrow
@@ -170,6 +170,13 @@ class TargetStore:
         if "class_weight" not in self.manifest.codec.fields:
             return None
         return torch.from_numpy(np.array(self._reader.static("class_weight"), dtype=np.float32)).to(self.device)
+
+    def class_mean(self, temperature: float) -> Tensor | None:
+        """(K, K) float32, mean p^T of each class's rows, on `device`; None when the store keeps none for this T."""
+        kept = self.manifest.quality.get(CLASS_MEAN_TEMPERATURE)
+        if "class_mean" not in self.manifest.codec.fields or kept != temperature:
+            return None
+        return torch.from_numpy(np.array(self._reader.static("class_mean"), dtype=np.float32)).to(self.device)
 
     @property
     def sequence_offsets(self) -> NDArray[np.int64] | None:

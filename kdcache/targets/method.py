@@ -38,6 +38,10 @@ class StoreColumns(Protocol):
         """(K, D) or None."""
         ...
 
+    def class_mean(self, temperature: float) -> Tensor | None:
+        """(K, K) float32 mean p^T of each class's rows, where the store keeps it for this T; else None."""
+        ...
+
     def batches(self) -> Iterator[SoftTargets]:
         """One pass over the rows of a view, in order, in batches of any size."""
         ...

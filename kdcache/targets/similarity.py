@@ -123,6 +123,9 @@ def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
         IncompatibleError: K is too large for a (K, K) matrix, or the store's views mix two examples.
     """
     classes = store.num_classes
+    kept = store.class_mean(temperature)
+    if kept is not None:
+        return MatrixSimilarity(matrix=_floored(kept))
     if classes > LARGEST_MATRIX:
         raise IncompatibleError(
             f"similarity=mean keeps K x K numbers: expected at most {LARGEST_MATRIX} classes, found {classes}",
@@ -140,9 +143,13 @@ def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
         add_class_means(total, targets, temperature)
     if total is None:
         raise IncompatibleError("similarity=mean: the store has no rows")
+    return MatrixSimilarity(matrix=_floored(means_of(total)))
+
+
+def means_of(total: Tensor) -> Tensor:
+    """(K, K) float32 means from the sums of `add_class_means`; a class without rows is uniform."""
     seen = total.sum(dim=1, keepdim=True)  # every row adds 1
-    means = torch.where(seen > 0, total / seen.clamp(min=1), 1.0 / classes)
-    return MatrixSimilarity(matrix=_floored(means.float()))
+    return torch.where(seen > 0, total / seen.clamp(min=1), 1.0 / len(total)).float()
 
 
 def add_class_means(total: Tensor, targets: SoftTargets, temperature: float) -> None:

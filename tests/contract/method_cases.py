@@ -55,6 +55,9 @@ class Columns:
     def num_classes(self) -> int:
         return self.parts[0].num_classes
 
+    def class_mean(self, temperature: float) -> Tensor | None:
+        return None
+
     def batches(self) -> Iterator[SoftTargets]:
         yield from self.parts
 

@@ -19,6 +19,7 @@ from kdcache.merge import MergeConfig, merge
 from kdcache.store.precision import round_half
 from kdcache.store.reader import open_reader
 from kdcache.store.verify import verify_store
+from kdcache.targets.similarity import class_means
 from kdcache.targets.tail import narrow
 from tests.small_store import NUM_CLASSES, small_source, teacher_logits, write_small_store
 
@@ -165,3 +166,27 @@ def test_what_merge_needs(parent: Path, tmp_path: Path, arguments: list[str], co
     assert run(["merge", *words, "--out", str(tmp_path / "mean")]) == code
     assert not (tmp_path / "mean").exists()
     assert run(["merge", str(parent), str(parent)]) == 2
+
+
+@pytest.mark.parametrize("rows", [None, (100, 500)])
+def test_class_means_are_those_that_kd_sim_finds_itself(
+    parent: Path, tmp_path: Path, rows: tuple[int, int] | None
+) -> None:
+    derive(DeriveConfig(store=str(parent), out=str(tmp_path / "with"), rows=rows, class_mean=2.0))
+    derive(DeriveConfig(store=str(parent), out=str(tmp_path / "without"), rows=rows))
+    kept, found = open_store(tmp_path / "with"), open_store(tmp_path / "without")
+    mean = kept.class_mean(2.0)
+    assert mean is not None
+    assert kept.class_mean(1.0) is None, "means of another temperature"
+    assert found.class_mean(2.0) is None
+    torch.testing.assert_close(mean.sum(dim=1), torch.ones(NUM_CLASSES), atol=1e-4, rtol=0)
+    label = torch.arange(NUM_CLASSES)
+    torch.testing.assert_close(class_means(kept, 2.0).rows(label), class_means(found, 2.0).rows(label))
+    assert not verify_store(tmp_path / "with", deep=True).problems
+    part = tmp_path / "part"
+    derive(DeriveConfig(store=str(tmp_path / "with"), out=str(part), topk=2))
+    again = open_store(part).class_mean(2.0)
+    assert again is not None
+    assert torch.equal(again, mean), "a smaller k keeps the means of the larger one"
+    derive(DeriveConfig(store=str(tmp_path / "with"), out=str(tmp_path / "fewer"), rows=(0, 50)))
+    assert open_store(tmp_path / "fewer").class_mean(2.0) is None, "other rows have other means"
