@@ -150,7 +150,7 @@ class TeacherRun:
         """
         device = self._teacher.device
         read: Iterator[tuple[Tensor | Segment, NDArray[np.int64]]] = self._reader.batches(iter(batches), view=view)
-        # On a CPU reading and the model share the cores, and a second thread costs what it gains (docs/log.md).
+        # On a CPU reading and the model share the cores, so a second thread has nothing to overlap with.
         if device.type != "cpu":
             read = read_ahead(read, device)
         with torch.inference_mode(), _plain_arithmetic():

@@ -65,7 +65,7 @@ def kill_campaign(folder: Path, kills: int, *, seed: int) -> int:
     write_store(folder / "straight", manifest)
     expected = store_bytes(folder / "straight")
     chance, finished, team = random.Random(seed), 0, Team(folder / "store-0")
-    deadline = time.monotonic() + 120 + 20 * kills
+    deadline = time.monotonic() + 400 + 20 * kills
     try:
         while (kills > 0 or not finished) and time.monotonic() < deadline:
             team.refill()
