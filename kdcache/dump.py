@@ -30,6 +30,7 @@ from kdcache.progress import Progress, is_quiet, note, set_quiet
 from kdcache.ranks import Rank
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId, blocks_of_view
+from kdcache.store.features import feature_columns
 from kdcache.store.joined_writer import JoinedWriter
 from kdcache.store.location import Location
 from kdcache.store.manifest_file import read_manifest
@@ -212,6 +213,8 @@ def _announce(writer: StoreWriter, plan: DumpPlan, pending: tuple[BlockId, ...])
             f"dumping {plan.data.name} ({plan.data.split}): {plan.data.num_rows:,} rows x {manifest.num_views} views, "
             f"top {manifest.codec.topk} of {plan.data.num_classes} classes -> {plan.location}"
         )
+    for column in feature_columns(manifest):
+        note(str(column))
 
 
 def _result(location: str, manifest: StoreManifest, *, reused: bool, rows: int, seconds: float) -> DumpResult:

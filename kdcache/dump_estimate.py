@@ -13,7 +13,9 @@ from pathlib import Path
 from kdcache.devices import choose_device
 from kdcache.dump_plan import DumpConfig, DumpPlan, new_manifest, plan_dump
 from kdcache.progress import duration
+from kdcache.specs import StoreManifest
 from kdcache.store.blocks import block_rows_for
+from kdcache.store.features import FeatureColumn, feature_columns
 from kdcache.store.info import describe
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher_run import TeacherQuality, TeacherRun
@@ -32,6 +34,7 @@ class DumpEstimate:
         bytes: expected size on disk, from the probe's bytes per row.
         seconds: expected wall time of the forward passes, from the probe.
         top1: the teacher's accuracy on the probe rows; None when nothing was run.
+        features: the feature arrays, with their bytes before compression.
     """
 
     store: str
@@ -47,6 +50,7 @@ class DumpEstimate:
     seconds: float
     top1: float | None = None
     nll: float | None = None
+    features: tuple[FeatureColumn, ...] = ()
 
     def __str__(self) -> str:
         if self.covered:
@@ -57,6 +61,7 @@ class DumpEstimate:
                 f"key       {self.store_key}",
                 f"rows      {self.rows:,} x {self.views} views, top {self.topk}, {self.blocks} blocks",
                 f"bytes     {self.bytes:,} ({self.bytes_per_row:.1f} per row and view)",
+                *(f"          {column}" for column in self.features),
                 f"time      {duration(self.seconds)} at {self.rows_per_second:,.0f} rows/s",
                 f"teacher   top-1 {self.top1:.1%}, NLL {self.nll:.3f} nats on the probe",
             )
@@ -72,7 +77,8 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
     plan = plan_dump(config)
     if plan.found is not None:
         size = int(describe(plan.location)["bytes_on_disk"])
-        return _estimate(config, plan, size / (plan.data.num_rows * config.views), 0.0, size, None)
+        per_row = size / (plan.data.num_rows * config.views)
+        return _estimate(config, plan, plan.found.manifest, per_row, 0.0, size, None)
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
     manifest = new_manifest(config, plan, teacher)
     run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, decode_workers=config.decode_workers)
@@ -99,11 +105,17 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
     )
     blocks = plan.data.num_rows * config.views / manifest.block_rows
     size = round(static + per_row * plan.data.num_rows * config.views + 32 * blocks)
-    return _estimate(config, plan, per_row, count / seconds, size, quality)
+    return _estimate(config, plan, manifest, per_row, count / seconds, size, quality)
 
 
 def _estimate(
-    config: DumpConfig, plan: DumpPlan, per_row: float, rate: float, size: int, quality: TeacherQuality | None
+    config: DumpConfig,
+    plan: DumpPlan,
+    manifest: StoreManifest,
+    per_row: float,
+    rate: float,
+    size: int,
+    quality: TeacherQuality | None,
 ) -> DumpEstimate:
     rows = plan.data.num_rows * config.views
     block_rows = block_rows_for(plan.data.num_rows)
@@ -121,4 +133,5 @@ def _estimate(
         seconds=rows / rate if rate else 0.0,
         top1=quality.top1 if quality else None,
         nll=quality.nll if quality else None,
+        features=feature_columns(manifest),
     )

@@ -5,20 +5,24 @@ A plan identifies data, teacher and views and finds a store that covers the requ
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from kdcache.datasets.cards import load_card, open_dataset
 from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import DataSource
-from kdcache.errors import ConfigError, KdcacheError
+from kdcache.errors import ConfigError, IncompatibleError, KdcacheError
 from kdcache.loader.inputs import example_tensor, views_device
 from kdcache.loader.tokens import DEFAULT_CONTEXT
+from kdcache.models.features import PENULTIMATE
 from kdcache.progress import note
 from kdcache.specs import (
     FORMAT_VERSION,
@@ -32,12 +36,13 @@ from kdcache.specs import (
 )
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.find import FoundStore, covering_store, default_store_path
+from kdcache.store.layout import FEATURE_TYPES, MAX_CHUNK_BYTES, feature_field, is_feature
 from kdcache.store.location import Location
 from kdcache.store.reader import open_reader
 from kdcache.store.transfer import is_remote
 from kdcache.store.verify import verify_store
 from kdcache.targets.sampled import MOST_DRAWS
-from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest
+from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest, feature_shapes_of
 from kdcache.urls import clean_url
 from kdcache.user_code import is_user_factory
 from kdcache.version import __version__
@@ -62,6 +67,8 @@ class DumpConfig:
         augment: preset or TOML file of the view policy; view_seed is its seed.
         precision: how finely log-probabilities are kept.
         samples: classes drawn per row and view besides the top k, for the method rskd; 0 keeps none.
+        features: what passes inside the teacher, kept too: names as in `models.features`, with commas between.
+        feature_dtype: how features are kept, "float16" or "float32" (twice the bytes; equal to a live teacher's).
         batch_size: rows per forward pass; blocks always start a new batch.
         context: of token rows: each is read after at least this many tokens of its sequence; None: the card's, or 128.
         amp: "none" (float32) or "bf16" autocast; recorded in the manifest because it changes targets.
@@ -85,6 +92,8 @@ class DumpConfig:
     view_seed: int = 0
     precision: Literal["exact", "default", "compact"] = "default"
     samples: int = 0
+    features: str = ""
+    feature_dtype: Literal["float16", "float32"] = "float16"
     batch_size: int = 256
     context: int | None = None
     device: str = "auto"
@@ -105,6 +114,14 @@ class DumpConfig:
             raise ConfigError(f"topk: expected at least 1 or 'all', found {self.topk}")
         if self.samples > MOST_DRAWS:
             raise ConfigError(f"samples: expected at most {MOST_DRAWS} draws per row, found {self.samples}")
+        if self.feature_dtype not in FEATURE_TYPES.values():
+            raise ConfigError(f"feature_dtype: expected float16 or float32, found {self.feature_dtype!r}")
+        for field in self.feature_fields:
+            if not is_feature(field) or self.feature_fields.count(field) > 1:
+                raise ConfigError(
+                    f"features {self.features!r}: expected names of layers, each once, with commas between; a name has "
+                    "letters, digits, dots and underscores, 64 at most"
+                )
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
         if self.dask and self.workers > 1:
@@ -112,6 +129,16 @@ class DumpConfig:
                 f"--workers {self.workers} and --dask {self.dask} exclude each other",
                 hint="the cluster decides how many workers there are: dask worker SCHEDULER",
             )
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features by the names they were asked for, in that order."""
+        return tuple(name.strip() for name in self.features.split(",")) if self.features.strip() else ()
+
+    @property
+    def feature_fields(self) -> tuple[str, ...]:
+        """The store's arrays of the features, in the same order."""
+        return tuple(feature_field(name, self.feature_dtype) for name in self.feature_names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +202,13 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
     views = policy.spec() if policy is not None else ViewSpec()
     teacher = TeacherRequest.resolve(teacher_choice(config), source)
     key = store_key(data, teacher.spec, views)
-    found = covering_store(key, topk=topk, num_views=config.views, out=config.out, samples=config.samples)
+    fields = config.feature_fields
+    found = covering_store(
+        key, topk=topk, num_views=config.views, out=config.out, samples=config.samples, fields=fields
+    )
+    _check_head(config, found)
     location = clean_url(config.out) or default_store_path(
-        data, teacher.spec, topk=topk, key=key, samples=config.samples
+        data, teacher.spec, topk=topk, key=key, samples=config.samples, features=fields
     )
     if found is not None and _is_sound(found):
         location = found.location
@@ -281,6 +312,30 @@ def check_continued_views(plan: DumpPlan) -> None:
         check_sampling(plan.policy, there.views, plan.data.num_rows)
 
 
+def _check_head(config: DumpConfig, found: FoundStore | None) -> None:
+    """The head's name is not in the store key, but it decides what "penultimate" means."""
+    if found is None or not config.head or PENULTIMATE not in config.feature_names:
+        return
+    there = found.manifest.teacher.head
+    if there != config.head:
+        raise IncompatibleError(
+            f"{found.location}: its penultimate features are what {there!r} reads; asked for those of {config.head!r}",
+            hint="leave out --head, or choose another place with --out",
+        )
+
+
+def _check_feature_sizes(shapes: Mapping[str, list[int]], config: DumpConfig, block_rows: int) -> None:
+    """Blocks follow from N alone, so a large feature map of a large data set may not fit into a chunk."""
+    for field in config.feature_fields:
+        size = math.prod(shapes[field]) * np.dtype(config.feature_dtype).itemsize * block_rows
+        if size > MAX_CHUNK_BYTES:
+            raise ConfigError(
+                f"{field} of shape {tuple(shapes[field])}: {size:,} bytes in a block of {block_rows:,} rows; expected "
+                f"at most {MAX_CHUNK_BYTES:,}",
+                hint="keep a smaller feature (penultimate), or dump parts of the rows: --split train[0:100000]",
+            )
+
+
 def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> StoreManifest:
     """The manifest a new store for this plan starts with."""
     shapes = {name: list(array.shape) for name, array in teacher.static.items()}
@@ -288,6 +343,11 @@ def new_manifest(config: DumpConfig, plan: DumpPlan, teacher: LoadedTeacher) -> 
         shapes["view_params"] = [plan.policy.width]
     if config.samples:
         shapes |= {"sample_index": [config.samples], "sample_count": [config.samples]}
+    if config.features:
+        inside = feature_shapes_of(teacher, plan.source, config.feature_names)
+        fields_of = zip(config.feature_names, config.feature_fields, strict=True)
+        shapes |= {field: list(inside[name.replace(".", "_")]) for name, field in fields_of}
+        _check_feature_sizes(shapes, config, block_rows_for(plan.data.num_rows))
     masked = is_sequence(plan.source) and plan.source.mask is not None
     # methods built on the label need the teacher's opinion of the second one, which is often in the tail
     mixed = plan.policy is not None and plan.policy.mix_op is not None

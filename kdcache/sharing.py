@@ -83,7 +83,7 @@ def covering_in(catalog: Catalog, config: DumpConfig) -> DumpResult | None:
 
 def _covering(catalog: Catalog, plan: DumpPlan, config: DumpConfig) -> DumpResult | None:
     """The result of finding a covering store; its own manifest is asked, not the entry."""
-    needed = ("sample_index",) if config.samples else ()
+    needed = (("sample_index",) if config.samples else ()) + config.feature_fields
     for entry in catalog.serving(plan.key, topk=plan.topk, num_views=config.views, fields=needed):
         place = catalog.place_of(entry)
         try:
@@ -91,7 +91,9 @@ def _covering(catalog: Catalog, plan: DumpPlan, config: DumpConfig) -> DumpResul
         except KdcacheError as error:
             note(f"{catalog}: entry {entry.name} is passed over: {error.message}")
             continue
-        serves = covers(manifest, plan.key, topk=plan.topk, num_views=config.views, samples=config.samples)
+        serves = covers(
+            manifest, plan.key, topk=plan.topk, num_views=config.views, fields=needed, samples=config.samples
+        )
         if manifest.root_digest != entry.root_digest or not serves:
             note(f"{catalog}: entry {entry.name} is passed over: the store at {place} is another one")
             continue
@@ -116,6 +118,7 @@ def _place_for(catalog: Catalog, plan: DumpPlan, config: DumpConfig) -> str:
     name = named(plan.data, plan.teacher.spec, plan.key, topk=plan.topk, num_views=config.views)
     extras = "" if config.precision == "default" else f"_{config.precision}"
     extras += f"_draws{config.samples}" if config.samples else ""
+    extras += "".join(f"_{field.replace('features/', '').replace('/', '-')}" for field in config.feature_fields)
     return str(catalog.location / (name.removesuffix(".zarr") + extras + ".zarr"))
 
 

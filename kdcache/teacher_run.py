@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,9 +27,11 @@ from kdcache.loader import InputReader
 from kdcache.loader.mixing import label_mix
 from kdcache.loader.read_ahead import read_ahead
 from kdcache.loader.tokens import TokenReader, context_of
+from kdcache.models.features import FeatureCollector
 from kdcache.models.language import Segment
 from kdcache.specs import CodecSpec, DatasetSpec, StoreManifest
 from kdcache.store.blocks import BlockId
+from kdcache.store.layout import feature_type, is_feature
 from kdcache.targets.encode import EncodedBatch, encode_topk
 from kdcache.targets.sampled import draw_uniforms, encode_sampled
 from kdcache.teachers import LoadedTeacher
@@ -86,6 +88,7 @@ class TeacherRun:
         decode_workers: processes that decode examples.
         samples: classes drawn per row and view besides the top k (for rskd); 0 draws none.
         sample_seed: decides the draws, together with row and view.
+        features: the store's feature arrays to fill, such as "features/penultimate".
     """
 
     def __init__(
@@ -98,11 +101,14 @@ class TeacherRun:
         decode_workers: int = 0,
         samples: int = 0,
         sample_seed: int = 0,
+        features: Sequence[str] = (),
     ) -> None:
         self._samples, self._sample_seed = samples, sample_seed
         self._source = source
         self._teacher = teacher
         self._codec = codec
+        self._fields = {field.partition("/")[2]: field for field in features}
+        self._collector = FeatureCollector(teacher.module, teacher.feature_points(tuple(self._fields)))
         self._reader: InputReader | TokenReader
         if is_sequence(source):
             self._reader = TokenReader(source, context=context_of(teacher.spec.preprocessing), device=teacher.device)
@@ -130,6 +136,7 @@ class TeacherRun:
             decode_workers=decode_workers,
             samples=manifest.samples,
             sample_seed=manifest.views.seed,
+            features=[field for field in manifest.codec.fields if is_feature(field)],
         )
 
     def probe(self, *, batch_size: int, rows: int = PROBE_ROWS) -> TeacherQuality:
@@ -153,7 +160,7 @@ class TeacherRun:
         # On a CPU reading and the model share the cores, so a second thread has nothing to overlap with.
         if device.type != "cpu":
             read = read_ahead(read, device)
-        with torch.inference_mode(), _plain_arithmetic():
+        with torch.inference_mode(), _plain_arithmetic(), self._collector:
             for inputs, rows in read:
                 logits = self._teacher.logits(inputs)
                 self._check_shape(logits, len(rows))
@@ -224,11 +231,19 @@ class TeacherRun:
             mix=None if mix is None else label_mix(mix, self._source.labels),
             check=check,
         )
+        if self._fields:
+            batch = replace(batch, features=self._features(len(rows)))
         if not self._samples:
             return batch
         uniforms = draw_uniforms(rows, seed=self._sample_seed, view=view, draws=self._samples)
         index, count = encode_sampled(logits, torch.from_numpy(uniforms))
         return replace(batch, sample_index=index, sample_count=count)
+
+    def _features(self, rows: int) -> dict[str, Tensor]:
+        """What the last forward pass left at the places asked for, in the types it is kept in."""
+        types = {"float16": torch.float16, "float32": torch.float32}
+        taken = self._collector.take(rows)
+        return {field: taken[name].to(types[feature_type(field)]) for name, field in self._fields.items()}
 
     def _known_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
         columns: dict[str, NDArray[np.generic]] = {}

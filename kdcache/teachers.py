@@ -6,7 +6,7 @@ The identity is enough for the store key, so a covering store is found without b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ from kdcache.devices import autocast
 from kdcache.errors import ConfigError, KdcacheError
 from kdcache.loader.inputs import example_shape
 from kdcache.loader.tokens import DEFAULT_CONTEXT, with_context
+from kdcache.models.features import FeaturePoint, feature_shapes, find_features
 from kdcache.models.head import find_head
 from kdcache.models.hf_adapter import hf_weights, is_hf
 from kdcache.models.language import Segment, example_segment
@@ -103,6 +104,10 @@ class LoadedTeacher:
             )
         return logits.float()
 
+    def feature_points(self, names: Sequence[str]) -> tuple[FeaturePoint, ...]:
+        """Where named features pass in this teacher; errors as `find_features`."""
+        return find_features(self.module, names, head=self.spec.head)
+
     def _run(self, inputs: Tensor | Segment) -> Tensor:
         """The module's answer; an exception inside a user's own module is the user's error, not ours."""
         try:
@@ -124,6 +129,19 @@ class LoadedTeacher:
     def _channels_last(self) -> bool:
         # A pure function of the recorded mode and device kind: the layout changes the last bits of a convolution.
         return self.spec.numeric_mode == "bfloat16" or self.device.type == "cuda"
+
+
+def feature_shapes_of(
+    teacher: LoadedTeacher, source: DataSource, names: Sequence[str]
+) -> Mapping[str, tuple[int, ...]]:
+    """Shape of one row of named features, from one forward pass of one example.
+
+    Raises:
+        ConfigError, IncompatibleError: no such layer, or one whose values are not rows.
+    """
+    points = teacher.feature_points(names)
+    example = _example_batch(source, teacher.preprocessing).to(teacher.device)
+    return feature_shapes(teacher.module, points, example)
 
 
 class TeacherRequest:

@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 @option("--view-seed", kind=int, default=0, metavar="SEED", help="Seed of the views.")
 @option("--precision", kind=click.Choice(["exact", "default", "compact"]), default="default", help="How finely kept.")
 @option("--samples", kind=click.IntRange(min=0), default=0, metavar="N", help="Classes drawn per row, for method rskd.")
+@option(
+    "--features",
+    metavar="NAME,...",
+    default="",
+    help="Also keep what passes inside the teacher: penultimate, layer1 to layer3, or a layer's name.",
+)
+@option("--feature-dtype", kind=click.Choice(["float16", "float32"]), default="float16", help="How features are kept.")
 @option("--batch-size", kind=click.IntRange(min=1), default=256, metavar="ROWS", help="Rows per forward pass.")
 @option(
     "--context", kind=click.IntRange(min=1), metavar="TOKENS", help="Token rows: read at least so many before each."

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.loader.features import FeatureTables
 from kdcache.loader.mixing import stored_label_mix
 from kdcache.specs import CLASS_MEAN_TEMPERATURE, StoreManifest, ViewSpec
 from kdcache.store.reader import StoreReader, ViewColumns, open_reader
@@ -118,6 +119,7 @@ class TargetStore:
         self.device = torch.device(device)
         self._tables: OrderedDict[tuple[int, int], _Table | _MappedTable] = OrderedDict()  # by (view, topk)
         self._announced: int | None = None
+        self._features = FeatureTables(reader, views=RESIDENT_VIEWS)
         self._lock = threading.RLock()
 
     @property
@@ -206,6 +208,20 @@ class TargetStore:
         table = self._table(view, self.topk if topk is None else topk)
         return table.gather(self._checked_rows(rows), self.num_classes)
 
+    def features(self, name: str, rows: Rows, view: int = 0) -> Tensor:
+        """What passed inside the teacher for some rows, (B, ...) float32 on the store's device.
+
+        Args:
+            name: "penultimate", "layer3", ...: as it was dumped with --features.
+            rows: as for `targets`.
+            view: view number in [0, V).
+
+        Raises:
+            IncompatibleError: the store has no such feature. ConfigError, ChecksumError: as `targets`.
+        """
+        chosen = self._checked_rows(rows).cpu().numpy()
+        return self._features.gather(name, chosen, view).to(self.device, non_blocking=True)
+
     def view_params(self, rows: NDArray[np.int64], view: int) -> NDArray[np.uint8]:
         """(B, W) uint8: the packed outcomes of the random choices that made these rows' views.
 
@@ -290,6 +306,7 @@ class TargetStore:
         table = _SHARED.get((*store, topk)) or _SHARED.get((*store, self.topk))
         if table is None:
             columns = self._reader.view(view)
+            self._features.offer(columns)
             if isinstance(columns.topk_index, np.memmap):  # the reader found that the view does not fit in memory
                 table = _MappedTable(
                     columns=columns, labels=self.labels, views=self.manifest.views, topk=topk, device=self.device

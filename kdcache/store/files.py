@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,10 +267,11 @@ def _hint_for(error: OSError) -> str:
     return _HINTS.get(error.errno or 0, "check the disk, then give the same command again")
 
 
-def tree_bytes(root: Root) -> dict[str, int]:
-    """Bytes on disk per first path part ("topk_index", "zarr.json", ...)."""
+def tree_bytes(root: Root, *, groups: Collection[str] = ()) -> dict[str, int]:
+    """Bytes on disk per first path part ("topk_index", "zarr.json", ...); below `groups` per array ("features/f")."""
     totals: dict[str, int] = {}
     for relative, size in walk_files(root):
-        name = relative.split("/")[0]
+        parts = relative.split("/")
+        name = "/".join(parts[:2]) if parts[0] in groups and len(parts) > 2 else parts[0]
         totals[name] = totals.get(name, 0) + size
     return totals

@@ -7,7 +7,7 @@ naming one explicitly is what reports what is wrong with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +29,13 @@ class FoundStore:
     manifest: StoreManifest
 
 
-def default_store_path(dataset: DatasetSpec, teacher: TeacherSpec, *, topk: int, key: str, samples: int = 0) -> str:
+def default_store_path(
+    dataset: DatasetSpec, teacher: TeacherSpec, *, topk: int, key: str, samples: int = 0, features: Sequence[str] = ()
+) -> str:
     """`kdcache-store/DATA-SPLIT_TEACHER_topK_KEY.zarr`, a relative path that tells people what is inside."""
     drawn = f"_samples{samples}" if samples else ""
-    words = f"{dataset.name}-{dataset.split}_{teacher.source.split(':')[-1]}_top{topk}{drawn}_{key[:8]}"
+    kept = "".join(f"_{field.replace('features/', '').replace('/', '-')}" for field in features)
+    words = f"{dataset.name}-{dataset.split}_{teacher.source.split(':')[-1]}_top{topk}{drawn}{kept}_{key[:8]}"
     return str(Path(DEFAULT_FOLDER) / (re.sub(r"[^A-Za-z0-9._-]+", "-", words) + ".zarr"))
 
 
@@ -50,7 +53,9 @@ def stores_under(folder: str | Path = DEFAULT_FOLDER) -> Iterator[FoundStore]:
             continue
 
 
-def covering_store(key: str, *, topk: int, num_views: int, out: str = "", samples: int = 0) -> FoundStore | None:
+def covering_store(
+    key: str, *, topk: int, num_views: int, out: str = "", samples: int = 0, fields: tuple[str, ...] = ()
+) -> FoundStore | None:
     """The sealed store that serves (key, topk, num_views): `out` if it does, else one of the default folder.
 
     Args:
@@ -59,6 +64,7 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "", sample
         num_views: views needed.
         out: the place the user named; only this one is looked at when given.
         samples: classes drawn per row.
+        fields: optional arrays that must be there, such as "features/penultimate".
 
     Raises:
         IncompatibleError: `out` holds something else.
@@ -67,13 +73,15 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "", sample
         serving = (
             found
             for found in stores_under()
-            if covers(found.manifest, key, topk=topk, num_views=num_views, samples=samples)
+            if covers(found.manifest, key, topk=topk, num_views=num_views, samples=samples, fields=fields)
         )
         return next(serving, None)
     target = Location.at(out)
     if target.folder is None:
         there = published_at(target)
-        serves = there is not None and covers(there, key, topk=topk, num_views=num_views, samples=samples)
+        serves = there is not None and covers(
+            there, key, topk=topk, num_views=num_views, samples=samples, fields=fields
+        )
         return FoundStore(location=str(target), manifest=there) if there is not None and serves else None
     out = str(target.folder)
     if not Path(out).exists():
@@ -86,7 +94,7 @@ def covering_store(key: str, *, topk: int, num_views: int, out: str = "", sample
             hint="choose another path with --out",
         )
     manifest = read_manifest(out)
-    serves = covers(manifest, key, topk=topk, num_views=num_views, samples=samples)
+    serves = covers(manifest, key, topk=topk, num_views=num_views, samples=samples, fields=fields)
     return FoundStore(location=out, manifest=manifest) if serves else None
 
 

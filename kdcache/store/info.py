@@ -9,7 +9,7 @@ from kdcache.store.files import WORK_FOLDER, tree_bytes, walk_files
 from kdcache.store.layout import layout_of, row_bytes
 from kdcache.store.lease import holder_of
 from kdcache.store.ledger import read_records
-from kdcache.store.manifest_file import read_manifest
+from kdcache.store.manifest_file import group_folders, read_manifest
 from kdcache.store.roots import root_of
 
 
@@ -35,10 +35,9 @@ def describe(location: str | Path, *, copy: Path | None = None) -> dict[str, Any
     layout = layout_of(manifest)
     place = copy if copy is not None else root
     listed = isinstance(place, Path) or not place.read_only
-    on_disk = tree_bytes(place)
+    on_disk = tree_bytes(place, groups=group_folders(layout))
     cells = manifest.dataset.num_rows * manifest.num_views
-    features = sum(size for name, size in on_disk.items() if name == "features")
-    per_row = [array.name for array in layout.values() if array.kind in ("view_rows", "rows") and "/" not in array.name]
+    per_row = [array.name for array in layout.values() if array.kind in ("view_rows", "rows")]
     facts: dict[str, Any] = {
         "location": str(root),
         "complete": manifest.complete,
@@ -55,9 +54,7 @@ def describe(location: str | Path, *, copy: Path | None = None) -> dict[str, Any
             for array in layout.values()
         },
         "bytes_on_disk": sum(on_disk.values()) if listed else None,
-        "bytes_per_row": round((sum(on_disk.get(name, 0) for name in per_row) + features) / cells, 3)
-        if listed
-        else None,
+        "bytes_per_row": round(sum(on_disk.get(name, 0) for name in per_row) / cells, 3) if listed else None,
         "bytes_per_row_uncompressed": row_bytes(layout),
         "full_logits_bytes": 4 * cells * manifest.dataset.num_classes,
         "manifest": manifest.to_json(),

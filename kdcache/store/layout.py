@@ -39,7 +39,7 @@ STATIC: Mapping[str, str] = {
     "class_weight": "float32",
     "sequence_offsets": "int64",
 }
-FEATURE_PREFIX = "features/"
+FEATURE_TYPES: Mapping[str, str] = {"features/": "float16", "features32/": "float32"}  # prefix of the name -> dtype
 
 
 @dataclass(frozen=True)
@@ -223,17 +223,34 @@ def _optional(manifest: StoreManifest, name: str, index_type: np.dtype[Any]) -> 
         return _view_rows(manifest, name, (), np.dtype("<f2"))
     if name in OPTIONAL_VIEW_ROWS:
         return _view_rows(manifest, name, _stated_shape(manifest, name, 1, 1), dtype_of(OPTIONAL_VIEW_ROWS[name]))
-    if _is_feature(name):
-        return _view_rows(manifest, name, _stated_shape(manifest, name, 1, 3), np.dtype("<f2"))
+    if is_feature(name):
+        return _view_rows(manifest, name, _stated_shape(manifest, name, 1, 3), dtype_of(feature_type(name)))
     if name in STATIC:
         return _static(name, _stated_shape(manifest, name, 1, 3), dtype_of(STATIC[name]))
-    known = ", ".join(sorted({*OPTIONAL_VIEW_ROWS, *OPTIONAL_ROWS, *STATIC, FEATURE_PREFIX + "NAME"}))
+    known = ", ".join(
+        sorted({*OPTIONAL_VIEW_ROWS, *OPTIONAL_ROWS, *STATIC, *(f"{prefix}NAME" for prefix in FEATURE_TYPES)})
+    )
     raise ConfigError(f"field {name!r} is not part of format 1; expected one of {known}")
 
 
-def _is_feature(name: str) -> bool:
-    plain = name.removeprefix(FEATURE_PREFIX)
-    return name.startswith(FEATURE_PREFIX) and plain.replace("_", "").isalnum() and plain.isascii() and len(plain) <= 64
+def feature_type(field: str) -> str:
+    """Type of a feature array's values by its name; "" when the name is not that of a feature array."""
+    return next((dtype for prefix, dtype in FEATURE_TYPES.items() if field.startswith(prefix)), "")
+
+
+def feature_field(name: str, dtype: str) -> str:
+    """The array that holds a feature: "features/NAME" in float16, "features32/NAME" in float32.
+
+    Array names have letters, digits and underscores only, so the dots of a module's name become underscores.
+    """
+    prefix = next(prefix for prefix, kept in FEATURE_TYPES.items() if kept == dtype)
+    return prefix + name.replace(".", "_")
+
+
+def is_feature(field: str) -> bool:
+    """Whether a field names a feature array of format 1."""
+    plain = field.partition("/")[2]
+    return bool(feature_type(field)) and plain.replace("_", "").isalnum() and plain.isascii() and len(plain) <= 64
 
 
 def _stated_shape(manifest: StoreManifest, name: str, least: int, most: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from kdcache.errors import ConfigError, CorruptStoreError, HostileStoreError, IncompatibleError, NotFoundError
 from kdcache.specs import StoreManifest
 from kdcache.store.files import MAX_ARRAY_JSON, MAX_ROOT_JSON, Root, as_store_errors, read_json, write_json
-from kdcache.store.layout import FEATURE_PREFIX, ArrayLayout, layout_of
+from kdcache.store.layout import FEATURE_TYPES, ArrayLayout, layout_of
 from kdcache.store.location import Location
 from kdcache.store.roots import root_of
 
@@ -95,8 +95,8 @@ def write_manifest(root: Path, manifest: StoreManifest) -> None:
 
 
 def group_folders(layout: Mapping[str, ArrayLayout]) -> tuple[str, ...]:
-    """Groups below the root: "features" when there are feature arrays."""
-    return ("features",) if any(name.startswith(FEATURE_PREFIX) for name in layout) else ()
+    """Groups below the root: "features" and "features32" when there are such arrays."""
+    return tuple(prefix[:-1] for prefix in FEATURE_TYPES if any(name.startswith(prefix) for name in layout))
 
 
 def check_metadata(root: Root, array: ArrayLayout) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdcache.errors import ConfigError, KdcacheError, NumericError
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId
-from kdcache.store.layout import ArrayLayout, block_arrays
+from kdcache.store.layout import ArrayLayout, block_arrays, is_feature
 from kdcache.store.precision import MANTISSA_BITS, round_half
 
 Columns = Mapping[str, NDArray[Any]]
@@ -58,7 +58,8 @@ def to_stored(
 def _stored_array(manifest: StoreManifest, array: ArrayLayout, block: BlockId, values: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind == "f":
         if array.name not in _ROUNDED:
-            return np.ascontiguousarray(values, dtype=array.dtype)
+            with np.errstate(over="ignore"):  # a feature that is infinite in float16 is refused with its rows named
+                return np.ascontiguousarray(values, dtype=array.dtype)
         bad = _rows_where(np.isnan(values) | (values == np.inf))
         if len(bad):
             raise NumericError(f"{block}: column {array.name!r}: NaN or infinity in {_shown(bad + block.start)}")
@@ -110,6 +111,8 @@ def problems_of(
         )
     if "sample_index" in columns and "sample_count" in columns:
         checks += _sample_checks(num_classes, columns["sample_index"], columns["sample_count"])
+    for name in filter(is_feature, columns):
+        checks.append((name, ~np.isfinite(columns[name]), "NaN, infinity or a number too large for its type"))
     if "label" in columns:
         checks.append(("label", columns["label"] >= num_classes, f"a label outside 0..{num_classes - 1}"))
     for name, wrong, what in checks:

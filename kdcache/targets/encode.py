@@ -6,7 +6,8 @@ precision and does not write; `dump` and `store` do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class EncodedBatch:
         num_classes: K.
         sample_index, sample_count: (B, N) int64 or None, see `sampled.encode_sampled`.
         mix: the second labels of rows that mix two examples, with the teacher's log p of them; else None.
+        features: what passed inside the teacher, (B, ...) each, under the names of the store's arrays.
         finite: (B,) bool, the row's logits are finite; only checked rows are worth keeping (`check_finite`).
     """
 
@@ -47,6 +49,7 @@ class EncodedBatch:
     sample_index: Tensor | None = None
     sample_count: Tensor | None = None
     mix: LabelMix | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def label_nll(self) -> Tensor:
@@ -72,7 +75,7 @@ class EncodedBatch:
             columns |= {"sample_index": self.sample_index, "sample_count": self.sample_count}
         if self.mix is not None and self.mix.partner_log_prob is not None:
             columns["partner_label_log_prob"] = self.mix.partner_log_prob
-        return columns
+        return columns | dict(self.features)
 
     def targets(self) -> SoftTargets:
         """The same opinion as the methods take it: a live teacher and a store meet here."""

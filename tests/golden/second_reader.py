@@ -22,7 +22,9 @@ def read_store(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, 
     assert manifest["format_version"] == 1
     assert manifest["complete"]
     fields = manifest["codec"]["fields"]
-    view_names = VIEW_ARRAYS + [name for name in fields if name in OPTIONAL_VIEW or name.startswith("features/")]
+    view_names = VIEW_ARRAYS + [
+        name for name in fields if name in OPTIONAL_VIEW or name.startswith(("features/", "features32/"))
+    ]
     row_names = ROW_ARRAYS + [name for name in fields if name == "mask"]
     static_names = [name for name in fields if name in STATIC]
     group = zarr.open_group(str(folder), mode="r")
