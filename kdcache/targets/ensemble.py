@@ -136,16 +136,17 @@ def _share_of_tail(tail: Tail) -> tuple[Tensor, Tensor]:
 
 
 def _common_tail(members: Sequence[SoftTargets], mass: Sequence[Tensor], count: Tensor) -> Tail:
-    """The classes no member names, as if the teachers ranked them alike and their log p were normal.
+    """The classes no member names, as if the teachers ranked them alike and their log p were normal up to the ceiling.
 
     The numbers are those of the log of the mean at the nodes of a Gauss-Hermite rule, shifted so that the mass is the
-    one that is left.
+    one that is left. A sure teacher's tail is so wide that without the ceiling (no unnamed class is more probable than
+    the k-th) one node would hold all of the mass, more than a class can; A(1/2) is kept to what n classes allow.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(QUADRATURE_POINTS)
     z = torch.tensor(nodes, dtype=torch.float32, device=count.device)
     log_w = torch.tensor(np.log(weights / weights.sum()), dtype=torch.float32, device=count.device)
     tails = [tail_of(member) for member in members]
-    curves = [(tail.mean[:, None] + tail.variance.sqrt()[:, None] * z) for tail in tails]
+    curves = [(tail.mean[:, None] + tail.variance.sqrt()[:, None] * z).minimum(tail.ceiling[:, None]) for tail in tails]
     values = torch.stack(curves).logsumexp(dim=0) - math.log(len(members))
     number = count.to(values.dtype)
     empty = count == 0
@@ -156,7 +157,7 @@ def _common_tail(members: Sequence[SoftTargets], mass: Sequence[Tensor], count: 
     weight = log_w.exp()
     mean = (weight * values).sum(dim=1)
     variance = (weight * (values - mean[:, None]).square()).sum(dim=1)
-    half = log_n + (log_w + values / 2).logsumexp(dim=1)
+    half = (log_n + (log_w + values / 2).logsumexp(dim=1)).clamp(min=left / 2, max=(log_n + left) / 2)
     return Tail(
         count=number,
         log_mass=left.masked_fill(empty, -torch.inf),
