@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"datasets", "devices", "models", "teachers", "loader", "training", "metrics", "parallel", "ranks", "runs"}
     ),
-    frozenset({"targets", "views", "store"}),
+    frozenset({"features", "targets", "views", "store"}),
     frozenset(
         {
             "specs",
@@ -52,7 +52,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
 )
-ROOMS = frozenset({"targets", "views", "store"})
+ROOMS = frozenset({"features", "targets", "views", "store"})
 
 # Library -> where it may be imported (a module or a package of kdcache).
 CONFINED = {
