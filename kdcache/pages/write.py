@@ -31,7 +31,10 @@ def is_store(place: str) -> bool:
     if is_url(place):
         return True
     if not Path(place).exists():
-        raise NotFoundError(f"{place}: nothing there; expected a store or a folder of runs")
+        raise NotFoundError(
+            f"{place}: nothing there; expected a store or a folder of runs",
+            hint="kdcache dump-teacher makes a store, kdcache distill a run",
+        )
     return (Path(place) / ROOT_FILE).is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,7 @@ def test_a_lane_longer_than_the_models_positions_names_the_context_to_use(tmp_pa
     with pytest.raises(ConfigError, match="model of 128 positions") as caught:
         dump(tmp_path, model, context=100, batch_size=400)
     assert "--context 64" in (caught.value.hint or "")
+    shutil.rmtree(tmp_path / "store.zarr", ignore_errors=True)  # another context is another store
     assert open_store(dump(tmp_path, model, context=64, batch_size=400)).num_rows == 399
 
 

@@ -15,7 +15,7 @@ from kdcache.dump import DumpConfig
 from kdcache.teacher_training import TeacherConfig
 
 COMMANDS: list[tuple[str, Any, set[str]]] = [
-    ("dump-teacher", DumpConfig, {"dry_run"}),
+    ("dump-teacher", DumpConfig, {"dry_run", "catalog", "wait"}),  # where to look, not what is dumped
     ("distill", DistillConfig, set()),
     ("train-teacher", TeacherConfig, set()),
 ]
