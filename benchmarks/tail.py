@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.logits import LogitGenerator
 from kdcache.store.precision import MANTISSA_BITS, round_half
 from kdcache.targets.encode import encode_topk
+from kdcache.targets.head_sums import HOLE
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.split import TeacherSplit, split_teacher
 
@@ -58,13 +59,9 @@ def dense_split(logits: Tensor, like: SoftTargets, temperature: float) -> Teache
     split = split_teacher(like, temperature)
     named = log_prob.gather(1, split.index)
     tail = log_prob.scatter(1, split.index, -torch.inf).logsumexp(dim=1)
-    return replace(
-        split,
-        log_prob=named.masked_fill(~split.named, 0.0),
-        prob=named.exp().masked_fill(~split.named, 0.0),
-        log_tail=tail.masked_fill(split.empty, 0.0),
-        tail_prob=tail.exp(),
-    )
+    named = named.masked_fill(~split.named, HOLE)
+    log_bucket = torch.cat([named, tail.masked_fill(split.empty, HOLE)[:, None]], dim=1)
+    return replace(split, log_bucket=log_bucket, bucket=log_bucket.exp())
 
 
 def measure(

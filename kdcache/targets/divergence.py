@@ -15,9 +15,25 @@ from kdcache.targets.split import StudentSplit, TeacherSplit, split_student, spl
 TAILS = ("auto", "full", "ghost", "uniform", "prior", "decoupled", "renormalised")
 
 
-def head_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
-    """Sum over the named classes of p (log p - log q); (B,), may be negative on its own."""
-    return (teacher.prob * (teacher.log_prob - student.log_prob)).sum(dim=1)
+def bucket_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
+    """KL over the named classes and one bucket for the tail; (B,). The two may stand at different temperatures."""
+    return (teacher.bucket * (teacher.log_bucket - student.log_bucket)).sum(dim=1)
+
+
+def bucket_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
+    """KL over the named classes and one bucket for the tail; (B,). The two may stand at different temperatures."""
+    return (teacher.bucket * (teacher.log_bucket - student.log_bucket)).sum(dim=1)
+
+
+def _tail_divergence(teacher: TeacherSplit, student: StudentSplit, entropy: Tensor, mean: Tensor) -> Tensor:
+    """What a shape inside the tail adds to `bucket_divergence`: pi KL(shape || the student's tail); (B,).
+
+    Args:
+        teacher, student: the splits, with a tail.
+        entropy: (B,) of the shape, in nats.
+        mean: (B,) of the student's scaled logits under the shape.
+    """
+    return teacher.tail_prob * (student.scaled[:, -1] - entropy - mean)
 
 
 def full_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -> Tensor:
@@ -32,7 +48,7 @@ def full_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -
             hint="choose tail=ghost, or run dump-teacher with --topk all",
         )
     teacher = split_teacher(targets, temperature)
-    return head_divergence(teacher, split_student(logits, teacher, temperature))
+    return bucket_divergence(teacher, split_student(logits, teacher, temperature))
 
 
 def ghost_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -> Tensor:
@@ -41,11 +57,6 @@ def ghost_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) 
     """
     teacher = split_teacher(targets, temperature)
     return bucket_divergence(teacher, split_student(logits, teacher, temperature))
-
-
-def bucket_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
-    """KL over the named classes and one bucket for the tail; (B,). The two may stand at different temperatures."""
-    return head_divergence(teacher, student) + teacher.tail_prob * (teacher.log_tail - student.log_tail)
 
 
 def uniform_kl(
@@ -60,12 +71,12 @@ def uniform_kl(
         label_named: False gives the KD-topk target (S = the top k alone).
     """
     teacher = split_teacher(targets, temperature, label_named=label_named)
-    student = split_student(logits, teacher, temperature)
-    divisor = teacher.count.clamp(min=1)
-    named_sum = student.named_scaled.masked_fill(~teacher.named, 0.0).sum(dim=1)
-    mean_log_q = (student.total_scaled - named_sum) / divisor - student.log_partition
-    tail = teacher.tail_prob * (teacher.log_tail - divisor.log() - mean_log_q)
-    return head_divergence(teacher, student) + tail
+    student = split_student(logits, teacher, temperature, with_rest=True)
+    divergence = bucket_divergence(teacher, student)
+    if student.rest_scaled is None:
+        return divergence
+    classes = teacher.count.clamp(min=1)
+    return divergence + _tail_divergence(teacher, student, classes.log(), student.rest_scaled / classes)
 
 
 def prior_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor, prior: Tensor) -> Tensor:
@@ -80,11 +91,13 @@ def prior_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor, 
     """
     teacher = split_teacher(targets, temperature)
     student = split_student(logits, teacher, temperature)
+    divergence = bucket_divergence(teacher, student)
+    if not teacher.has_tail:
+        return divergence
     shape = prior.to(logits.dtype).scatter(1, teacher.index, 0.0)
     shape = shape / shape.sum(dim=1, keepdim=True).clamp(min=torch.finfo(shape.dtype).tiny)
     entropy = -torch.xlogy(shape, shape).sum(dim=1)
-    cross = student.log_partition - (shape * logits).sum(dim=1) / temperature
-    return head_divergence(teacher, student) + teacher.tail_prob * (teacher.log_tail - entropy + cross)
+    return divergence + _tail_divergence(teacher, student, entropy, (shape * logits).sum(dim=1) / temperature)
 
 
 def decoupled_kl(
@@ -96,17 +109,24 @@ def decoupled_kl(
     """
     teacher = split_teacher(targets, temperature)
     student = split_student(logits, teacher, temperature)
-    head_p = teacher.log_prob.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
-    head_q = student.log_prob.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
-    masses = head_p.exp() * (head_p - head_q) + teacher.tail_prob * (teacher.log_tail - student.log_tail)
+    head_p, head_q = _log_head(teacher, teacher.log_bucket), _log_head(teacher, student.log_bucket)
+    masses = head_p.exp() * (head_p - head_q)
+    if teacher.has_tail:
+        masses = masses + teacher.tail_prob * (teacher.log_bucket[:, -1] - student.log_bucket[:, -1])
     return masses + head_weight * _inside_head(teacher, student, head_p, head_q)
+
+
+def _log_head(teacher: TeacherSplit, log_bucket: Tensor) -> Tensor:
+    """(B,) log of the named classes' mass."""
+    return log_bucket[:, : teacher.index.shape[1]].logsumexp(dim=1)
 
 
 def _inside_head(teacher: TeacherSplit, student: StudentSplit, head_p: Tensor, head_q: Tensor) -> Tensor:
     """KL of the two distributions conditioned on the head; (B,)."""
-    log_p = teacher.log_prob - head_p[:, None]
-    log_q = student.log_prob - head_q[:, None]
-    return (log_p.exp() * teacher.named * (log_p - log_q).masked_fill(~teacher.named, 0.0)).sum(dim=1)
+    named = teacher.index.shape[1]
+    log_p = teacher.log_bucket[:, :named] - head_p[:, None]
+    log_q = student.log_bucket[:, :named] - head_q[:, None]
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def renormalised_kl(logits: Tensor, targets: SoftTargets, temperature: float | Tensor) -> Tensor:
@@ -115,5 +135,5 @@ def renormalised_kl(logits: Tensor, targets: SoftTargets, temperature: float | T
     """
     teacher = split_teacher(targets, temperature)
     student = split_student(logits, teacher, temperature)
-    head_p = teacher.log_prob.masked_fill(~teacher.named, -torch.inf).logsumexp(dim=1)
+    head_p = _log_head(teacher, teacher.log_bucket)
     return _inside_head(teacher, student, head_p, torch.zeros_like(head_p))

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from kdcache.errors import ConfigError
 from kdcache.targets import divergence
+from kdcache.targets.head_sums import head_sums
 from kdcache.targets.method import LossInputs, MethodContext, Similarity, StoreColumns
 from kdcache.targets.similarity import class_means, from_weights, mean_confidence, required_weight
-from kdcache.targets.split import log_label_probs, student_label_log_probs
+from kdcache.targets.split import log_label_probs
 
 # kd-sim is compared with ls at its usual 0.1; a teacher that is surer of its own training rows would turn R into onehot
 HIGHEST_DEFAULT_CONFIDENCE = 0.9
@@ -80,20 +81,19 @@ def kd_pt_loss(inputs: LossInputs) -> Tensor:
 
 def _pt_divergence(inputs: LossInputs, shape: Tensor | None) -> Tensor:
     """KL of (p_y^T on the label, 1 - p_y^T in a given shape (B, K) or evenly elsewhere); (B,) nats."""
-    temperature, label = inputs.temperature, inputs.targets.label
+    temperature, label, logits = inputs.temperature, inputs.targets.label[:, None], inputs.student
     log_p, log_rest = log_label_probs(inputs.targets, temperature)
-    log_q, _ = student_label_log_probs(inputs.student, label, temperature)
-    scaled = inputs.student / temperature
-    at_label = scaled.gather(1, label[:, None])
-    partition = at_label[:, 0] - log_q
-    others = scaled.shape[1] - 1
+    scaled, rest = head_sums(logits, label, temperature, with_rest=shape is None)
+    log_q = scaled.log_softmax(dim=1)[:, 0]
+    partition = scaled[:, 0] - log_q
     if shape is None:
-        mean_log_q = (scaled.sum(dim=1) - at_label[:, 0]) / others - partition
-        entropy = torch.full_like(mean_log_q, float(others)).log()
+        assert rest is not None
+        classes = logits.shape[1] - 1
+        mean_log_q, entropy = rest / classes - partition, torch.full_like(log_q, float(classes)).log()
     else:
-        shape = shape.to(scaled.dtype).scatter(1, label[:, None], 0.0)
+        shape = shape.to(logits.dtype).scatter(1, label, 0.0)
         shape = shape / shape.sum(dim=1, keepdim=True)
-        mean_log_q = (shape * scaled).sum(dim=1) - partition
+        mean_log_q = (shape * logits).sum(dim=1) / temperature - partition
         entropy = -torch.xlogy(shape, shape).sum(dim=1)
     return log_p.exp() * (log_p - log_q) + log_rest.exp() * (log_rest - entropy - mean_log_q)
 

@@ -82,12 +82,13 @@ class SoftTargets:
     @cached_property
     def label_in_topk(self) -> Tensor:
         """(B,) bool: whether the label is among the top k."""
-        return (self.index == self.label[:, None]).any(dim=1)
+        with torch.inference_mode(False):  # it is kept, and a later backward pass may need it
+            return (self.index == self.label[:, None]).any(dim=1)
 
     @property
     def tail_count(self) -> Tensor:
         """(B,) int64: n = K - |S|, the classes outside top k and label."""
-        return self.num_classes - self.topk - (~self.label_in_topk).long()
+        return self.label_in_topk.long() + (self.num_classes - self.topk - 1)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SoftTargets:
         """The same targets on another device."""
