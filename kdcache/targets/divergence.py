@@ -20,11 +20,6 @@ def bucket_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
     return (teacher.bucket * (teacher.log_bucket - student.log_bucket)).sum(dim=1)
 
 
-def bucket_divergence(teacher: TeacherSplit, student: StudentSplit) -> Tensor:
-    """KL over the named classes and one bucket for the tail; (B,). The two may stand at different temperatures."""
-    return (teacher.bucket * (teacher.log_bucket - student.log_bucket)).sum(dim=1)
-
-
 def _tail_divergence(teacher: TeacherSplit, student: StudentSplit, entropy: Tensor, mean: Tensor) -> Tensor:
     """What a shape inside the tail adds to `bucket_divergence`: pi KL(shape || the student's tail); (B,).
 

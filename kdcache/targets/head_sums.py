@@ -23,7 +23,13 @@ class _HeadSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, index: Tensor, b: float, repeated: Tensor | None, empty: Tensor | None, with_rest: bool
+        ctx: Any,
+        logits: Tensor,
+        index: Tensor,
+        b: float,
+        repeated: Tensor | None,
+        empty: Tensor | None,
+        with_rest: bool,
     ) -> tuple[Tensor, Tensor | None]:
         count = index.shape[1]
         powers, mass, largest = _tail_powers(logits, index, b)

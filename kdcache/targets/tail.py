@@ -7,6 +7,7 @@ A(b); convexity of A bounds it. No student and no loss here. Algebra and measure
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from kdcache.errors import ConfigError
 from kdcache.targets.soft import SoftTargets
+
+Weight = float | Tensor  # what a known number counts for at b: a plain number where T is one
+Bounds = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +88,11 @@ def add_to_tail(tail: Tail, log_prob: Tensor, chosen: Tensor, *, ceiling: Tensor
     spread = (values - mean[:, None]).masked_fill(~chosen, 0.0).square().sum(dim=1)
     variance = (tail.count * (tail.variance + (tail.mean - mean).square()) + spread) / divisor
     joined = log_prob.masked_fill(~chosen, -torch.inf)
-    log_mass = torch.cat([tail.log_mass[:, None], joined], dim=1).logsumexp(dim=1)
+    log_mass = torch.logaddexp(tail.log_mass, _logsumexp(joined))
     empty = count == 0
     half = tail.half_log_mass
     if half is not None:
-        half = torch.cat([half[:, None], joined / 2], dim=1).logsumexp(dim=1)
+        half = torch.logaddexp(half, _logsumexp(joined / 2))
     return Tail(
         count=count,
         log_mass=log_mass,
@@ -97,6 +101,11 @@ def add_to_tail(tail: Tail, log_prob: Tensor, chosen: Tensor, *, ceiling: Tensor
         half_log_mass=half,
         ceiling=tail.ceiling if ceiling is None else ceiling,
     )
+
+
+def _logsumexp(values: Tensor) -> Tensor:
+    """(B,) of (B, m); the usual m = 1, one label, is a single operation instead of nine."""
+    return values[:, 0] if values.shape[1] == 1 else values.logsumexp(dim=1)
 
 
 def narrow(targets: SoftTargets, topk: int) -> SoftTargets:
@@ -129,45 +138,88 @@ def log_power_sum(tail: Tail, temperature: float | Tensor) -> Tensor:
     """
     b = 1.0 / temperature
     empty = tail.count == 0
-    log_n = tail.count.clamp(min=1).log()
-    log_mass = tail.log_mass.masked_fill(empty, 0.0)
-    rest = log_mass - log_n - tail.mean - tail.variance / 2
-    quartic = torch.zeros_like(rest)
-    half = None
+    known = [tail.count.clamp(min=1).log(), tail.log_mass.masked_fill(empty, 0.0), tail.mean, tail.variance]
     if tail.half_log_mass is not None:
-        half = tail.half_log_mass.masked_fill(empty, 0.0)
-        quartic = 2 * rest - 16 * (half - log_n - tail.mean / 2 - tail.variance / 8)
-    value = log_n + b * (tail.mean + b * (tail.variance / 2 + b * (rest - quartic + b * quartic)))
-    lower, upper = _convexity_bounds(tail, log_n, half, log_mass, b)
+        known.append(tail.half_log_mass.masked_fill(empty, 0.0))
+    value = _weighted(_polynomial(b, half=len(known) == 5), known)
+    lower, upper = _convexity_bounds(tail.ceiling, known, b)
     return torch.minimum(torch.maximum(value, lower), upper).masked_fill(empty, -torch.inf)
 
 
-def _convexity_bounds(
-    tail: Tail, log_n: Tensor, half: Tensor | None, log_mass: Tensor, b: float | Tensor
-) -> tuple[Tensor, Tensor]:
+def _weighted(weights: Sequence[Weight], columns: Sequence[Tensor]) -> Tensor:
+    """The sum of weight times column; a plain weight of 0 costs nothing, and other plain ones a single operation."""
+    total: Tensor | None = None
+    for weight, column in zip(weights, columns, strict=True):
+        if isinstance(weight, Tensor):
+            total = weight * column if total is None else total + weight * column
+        elif weight != 0:
+            total = weight * column if total is None else torch.add(total, column, alpha=weight)
+    return torch.zeros_like(columns[0]) if total is None else total
+
+
+def _polynomial(b: Weight, *, half: bool) -> list[Weight]:
+    """Weights of log n, A(1), mean, variance (and A(1/2)) in the polynomial through all of them, at b.
+
+    The cubic is log n + b mean + b^2 variance / 2 + b^3 (what A(1) leaves); A(1/2) adds the quartic's term, which is 0
+    at b = 1.
+    """
+    square, cube = b * b, b * b * b
+    weights = [1 - cube, cube, b - cube, (square - cube) / 2]
+    if not half:
+        return weights
+    bend = cube * (
+        b - 1
+    )  # times 2 (A(1) - log n - mean - variance / 2) - 16 (A(1/2) - log n - mean / 2 - variance / 8)
+    extra = [14 * bend, 2 * bend, 6 * bend, bend]
+    return [*(first + more for first, more in zip(weights, extra, strict=True)), -16 * bend]
+
+
+def _convexity_bounds(ceiling: Tensor, known: Sequence[Tensor], b: Weight) -> tuple[Tensor, Tensor]:
     """Bounds of A(b): A is convex with known values at 0, 1 (and 1/2) and a known slope at 0.
 
     A lies below the chord of two known points between them and above its continuation outside them; past the last
     point its slope never exceeds the ceiling. The chord is tighter than log n + b * ceiling and makes the known
     temperatures exact whatever was rounded.
+
+    Args:
+        ceiling: (B,) upper bound of log p in the tail.
+        known: log n, A(1), mean, variance (and A(1/2)), each (B,).
+        b: 1 / T.
     """
-    tangent = log_n + b * tail.mean
-    beyond = log_mass + (b - 1) * tail.ceiling
-    if half is None:
-        chord = log_n + b * (log_mass - log_n)
-        return _where(b <= 1, tangent, chord), _where(b <= 1, chord, beyond)
-    left = log_n + 2 * b * (half - log_n)
-    right = log_mass + 2 * (b - 1) * (log_mass - half)
-    lower = _where(b <= 0.5, right, _where(b <= 1, left, right))
-    upper = _where(b <= 0.5, left, _where(b <= 1, right, beyond))
+    log_n, log_mass, mean = known[:3]
+    tangent = _weighted((1.0, b), (log_n, mean))
+    if len(known) == 4:
+        return _where(
+            b <= 1,
+            lambda: (tangent, _weighted((1 - b, b), (log_n, log_mass))),
+            lambda: (_weighted((1 - b, b), (log_n, log_mass)), _weighted((1.0, b - 1), (log_mass, ceiling))),
+        )
+    half = known[4]
+
+    def left() -> Tensor:
+        return _weighted((1 - 2 * b, 2 * b), (log_n, half))
+
+    def right() -> Tensor:
+        return _weighted((2 * b - 1, 2 - 2 * b), (log_mass, half))
+
+    lower, upper = _where(
+        b <= 0.5,
+        lambda: (right(), left()),
+        lambda: _where(
+            b <= 1,
+            lambda: (left(), right()),
+            lambda: (right(), _weighted((1.0, b - 1), (log_mass, ceiling))),
+        ),
+    )
     return torch.maximum(lower, tangent), upper
 
 
-def _where(condition: bool | Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """`torch.where`, also for a temperature that is a plain number."""
-    if isinstance(condition, Tensor):
-        return torch.where(condition, yes, no)
-    return yes if condition else no
+def _where(condition: bool | Tensor, yes: Callable[[], Bounds], no: Callable[[], Bounds]) -> Bounds:
+    """`torch.where` on a pair; for a temperature that is a plain number only one side is computed."""
+    if not isinstance(condition, Tensor):
+        return yes() if condition else no()
+    (low, high), (other_low, other_high) = yes(), no()
+    return torch.where(condition, low, other_low), torch.where(condition, high, other_high)
 
 
 def log_partition(targets: SoftTargets, temperature: float | Tensor) -> Tensor:
