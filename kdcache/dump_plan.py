@@ -49,6 +49,8 @@ from kdcache.version import __version__
 from kdcache.views.canary import check_sampling, make_canaries, view_libraries
 from kdcache.views.policy import ViewPolicy
 
+DEFAULT_TOPK = 10  # enough for every method at K = 100 to 1,000 (docs/methods.md#tail), and one line of a table
+
 
 @dataclass(frozen=True, kw_only=True)
 class DumpConfig:
@@ -62,7 +64,7 @@ class DumpConfig:
         weights: safetensors or torch file, or the name of a torchvision weight enum.
         init_seed: use randomly initialised weights from this seed instead of a weights file.
         head: name of the last linear layer, when it is not found by itself.
-        topk: classes kept per row, or "all".
+        topk: classes kept per row, or "all"; None is 10, or all where there are fewer.
         views: number V of augmented views.
         augment: preset or TOML file of the view policy; view_seed is its seed.
         precision: how finely log-probabilities are kept.
@@ -86,7 +88,7 @@ class DumpConfig:
     weights: str = ""
     init_seed: int | None = None
     head: str = ""
-    topk: int | Literal["all"] = 10
+    topk: int | Literal["all"] | None = None
     views: int = 1
     augment: str = "none"
     view_seed: int = 0
@@ -110,7 +112,7 @@ class DumpConfig:
                 raise ConfigError(f"{name}: expected at least {least}, found {getattr(self, name)}")
         if self.context is not None and self.context < 1:
             raise ConfigError(f"context: expected at least 1 token, found {self.context}")
-        if self.topk != "all" and self.topk < 1:
+        if isinstance(self.topk, int) and self.topk < 1:
             raise ConfigError(f"topk: expected at least 1 or 'all', found {self.topk}")
         if self.samples > MOST_DRAWS:
             raise ConfigError(f"samples: expected at most {MOST_DRAWS} draws per row, found {self.samples}")
@@ -176,7 +178,8 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
     """
     source = open_dataset(config.dataset, split=config.split, root=config.data_root)
     data = dataset_spec(source, card=config.dataset)
-    topk = data.num_classes if config.topk == "all" else int(config.topk)
+    usual = min(DEFAULT_TOPK, data.num_classes)
+    topk = data.num_classes if config.topk == "all" else usual if config.topk is None else config.topk
     if topk > data.num_classes:
         raise ConfigError(
             f"topk {topk} is larger than the {data.num_classes} classes of {data.name!r}",

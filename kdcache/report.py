@@ -103,7 +103,7 @@ def group_runs(places: Sequence[str | Path]) -> dict[str, list[tuple[Path, Mappi
         if len(values) > 1:
             raise ConfigError(
                 f"the runs differ in {name}: {', '.join(values)}; expected them to differ in method, k, T, seed",
-                hint="report them separately",
+                hint="name the runs that belong together: kdcache report RUN RUN ..",
             )
     groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
     for label, member in zip(_labels(runs), found, strict=True):

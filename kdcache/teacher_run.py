@@ -29,6 +29,7 @@ from kdcache.loader.read_ahead import read_ahead
 from kdcache.loader.tokens import TokenReader, context_of
 from kdcache.models.features import FeatureCollector
 from kdcache.models.language import Segment
+from kdcache.progress import note
 from kdcache.specs import CodecSpec, DatasetSpec, StoreManifest
 from kdcache.store.blocks import BlockId
 from kdcache.store.layout import feature_type, is_feature
@@ -68,6 +69,11 @@ class TeacherQuality:
         chance = 1.0 / data.num_classes
         bound = chance + 3.0 * math.sqrt(chance * (1.0 - chance) / self.rows)
         if self.top1 > bound or allow_weak:
+            if self.nll > math.log(data.num_classes):
+                note(
+                    f"the teacher's NLL is above log K = {math.log(data.num_classes):.2f} nats: of these rows and "
+                    "views its opinion is worse than none; check preprocessing and --augment"
+                )
             return
         raise WeakTeacherError(
             f"teacher is near chance on {data.name!r} ({data.split}): top-1 {self.top1:.2%} on {self.rows} rows, NLL "

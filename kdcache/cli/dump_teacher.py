@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @option("--weights", metavar="FILE|ENUM", default="", help="safetensors or torch file, or a torchvision weight enum.")
 @option("--init-seed", kind=int, metavar="SEED", help="Random weights from this seed instead of a file (for trials).")
 @option("--head", metavar="NAME", default="", help="Last linear layer, when it is not found by itself.")
-@option("--topk", kind=TopK(), default=10, help="Classes kept per row, or 'all'.")
+@option("--topk", kind=TopK(), help="Classes kept per row, or 'all'; otherwise 10, or all where there are fewer.")
 @option("--views", kind=click.IntRange(min=1), default=1, metavar="V", help="Augmented views per row.")
 @option("--augment", metavar="POLICY", default="none", help="Preset or TOML file of the views' augmentation.")
 @option("--view-seed", kind=int, default=0, metavar="SEED", help="Seed of the views.")
@@ -69,7 +70,7 @@ def command(*, as_json: bool, dry_run: bool, catalog: str, wait: bool, **options
     if dry_run:
         estimate = estimate_dump(config)
         hit = _catalog_hit(config, catalog)
-        known = f"\ncatalogue   {hit or 'no store that covers this request'}" if catalog else ""
+        known = f"\ncatalogue {hit or 'no store that covers this request'}" if catalog else ""
         write_json({**to_json(estimate), "catalog_hit": hit}) if as_json else write_result(f"{estimate}{known}")
         return
     if catalog:
@@ -79,7 +80,7 @@ def command(*, as_json: bool, dry_run: bool, catalog: str, wait: bool, **options
         result = dump_for_team(config, Catalog(catalog), wait=wait)
     else:
         result = dump_teacher(config)
-    write_json(result) if as_json else write_result(_text(result))
+    write_json(result) if as_json else write_result(_text(result, config))
 
 
 def _catalog_hit(config: DumpConfig, catalog: str) -> str | None:
@@ -92,7 +93,7 @@ def _catalog_hit(config: DumpConfig, catalog: str) -> str | None:
     return None if found is None else found.store
 
 
-def _text(result: DumpResult) -> str:
+def _text(result: DumpResult, config: DumpConfig) -> str:
     made = "reused, no teacher was run" if result.reused else f"{result.rows_written:,} rows in {result.seconds:.1f} s"
     pairs = [("store", result.store), ("made", made)]
     if "top1" in result.quality:
@@ -100,6 +101,15 @@ def _text(result: DumpResult) -> str:
     pairs += [
         ("key", result.store_key),
         ("digest", result.root_digest),
-        ("next", f"kdcache distill --store {result.store}"),
+        ("next", _next_command(result, config)),
     ]
     return facts(pairs)
+
+
+def _next_command(result: DumpResult, config: DumpConfig) -> str:
+    """What trains from the store; it names again what a store does not say: a folder, code of the user's own."""
+    words = ["kdcache", "distill", "--store", result.store]
+    words += ["--data-root", str(config.data_root)] if config.data_root else []
+    words += ["--dataset", config.dataset] if ".py:" in config.dataset else []
+    words += ["--augment", config.augment] if ".py:" in config.augment else []
+    return shlex.join(words)

@@ -117,7 +117,9 @@ def option(
     multiple: bool = False,
 ) -> Callable[[F], F]:
     """Decorator: an option with its unit or form in `metavar` and one sentence of help."""
-    flag = {"is_flag": True} if is_flag else {}
+    flag: dict[str, Any] = {"is_flag": True} if is_flag else {}
+    if default == "":  # "not given"; the help says in words what happens then
+        flag["show_default"] = False
     return click.option(
         *names, cls=Option, help=help, default=default, type=kind, metavar=metavar, multiple=multiple, **flag
     )

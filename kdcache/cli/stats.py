@@ -179,5 +179,6 @@ def _bytes(stats: StoreStats) -> str:
     lines = f"{human_bytes(stats.bytes_on_disk)} on disk; all logits in float32 would take "
     lines += human_bytes(stats.full_logits_bytes)
     if len(per_view) > 1:
-        lines += f"; a view takes {human_bytes(min(per_view))} to {human_bytes(max(per_view))}"
+        least, most = human_bytes(min(per_view)), human_bytes(max(per_view))
+        lines += f"; a view takes {least}" + (f" to {most}" if most != least else "")
     return f"Bytes: {lines}\n" + table(rows, header=["array", "bytes", "share", "per row"], right=(1, 2, 3))

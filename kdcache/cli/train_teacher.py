@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,10 +34,10 @@ def command(*, as_json: bool, settings: tuple[str, ...], **options: Any) -> None
     from kdcache.teacher_training import TeacherConfig, train_teacher
 
     result = train_teacher(TeacherConfig(options=named_values(settings), **options))
-    write_json(result.to_json()) if as_json else write_result(_text(result))
+    write_json(result.to_json()) if as_json else write_result(_text(result, options["data_root"]))
 
 
-def _text(result: TeacherResult) -> str:
+def _text(result: TeacherResult, data_root: Path | None) -> str:
     figures = result.figures
     return facts(
         [
@@ -45,13 +47,13 @@ def _text(result: TeacherResult) -> str:
             ("NLL", f"{figures['nll']:.3f} nats"),
             ("time", "finished before, nothing was trained" if result.reused else f"{figures['seconds']:.1f} s"),
             ("weights", str(result.weights)),
-            ("next", _next_command(result)),
+            ("next", _next_command(result, data_root)),
         ]
     )
 
 
-def _next_command(result: TeacherResult) -> str:
+def _next_command(result: TeacherResult, data_root: Path | None) -> str:
     figures = result.figures
-    return (
-        f"kdcache dump-teacher --dataset {figures['dataset']} --teacher {figures['model']} --weights {result.weights}"
-    )
+    root = ["--data-root", str(data_root)] if data_root else []
+    words = ["--dataset", figures["dataset"], *root, "--teacher", figures["model"], "--weights", str(result.weights)]
+    return shlex.join(["kdcache", "dump-teacher", *words])

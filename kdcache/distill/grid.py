@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from kdcache.distill.config import DistillConfig, RunResult
 from kdcache.distill.run import distill
 from kdcache.errors import ConfigError
 from kdcache.nearest import did_you_mean
+from kdcache.progress import note
 from kdcache.targets.method import Method
 from kdcache.targets.methods import find_method
 
@@ -35,7 +37,12 @@ def distill_grid(config: DistillConfig, *, methods: Sequence[str], seeds: Sequen
         for seed in seeds
         for method in chosen
     ]
-    return [distill(request) for request in requests]
+    results = []
+    for number, request in enumerate(requests, 1):
+        if len(requests) > 1 and os.environ.get("RANK", "0") == "0":  # once, whatever torchrun started
+            note(f"run {number} of {len(requests)}: {request.method}, seed {request.seed}")
+        results.append(distill(request))
+    return results
 
 
 def _request(config: DistillConfig, method: Method, seed: int, *, alone: bool, several: bool) -> DistillConfig:

@@ -94,6 +94,9 @@ def _check_same_store(root: Path, found: StoreManifest, wanted: StoreManifest) -
             "array shapes": (to_json(found.static_shapes), to_json(wanted.static_shapes)),
         }
         name, (there, asked) = next((name, pair) for name, pair in pairs.items() if pair[0] != pair[1])
+        if isinstance(there, dict) and isinstance(asked, dict):  # only what differs
+            differing = [key for key in {**there, **asked} if there.get(key) != asked.get(key)]
+            there, asked = ({key: side.get(key) for key in differing} for side in (there, asked))
         raise IncompatibleError(
             f"{root}: holds another store: {name} is {there}, asked for {asked}; a store is never overwritten",
             hint="choose another --out, or remove the folder yourself",

@@ -54,6 +54,12 @@ __all__ = ["StoreReader", "ViewColumns", "open_reader", "read_manifest"]
 _LOADED: weakref.WeakValueDictionary[tuple[str, str, int], LoadedView] = weakref.WeakValueDictionary()
 
 
+def _maker(manifest: StoreManifest) -> str:
+    """The command that writes such a store: dump-teacher, derive, merge."""
+    command = manifest.creator.get("command")
+    return command if command in ("derive", "merge") else "dump-teacher"
+
+
 def open_reader(
     location: str | Path | Location,
     *,
@@ -88,7 +94,7 @@ def open_reader(
             total = manifest.num_views * manifest.blocks_per_view
             raise UnfinishedStoreError(
                 f"{root}: unfinished, {len(records)} of {total} blocks are committed; expected a sealed store",
-                hint=f"give the dump-teacher command that started it again, with --out {root}: it continues",
+                hint=f"give the {_maker(manifest)} command that made {root} again: it continues",
             )
         if not isinstance(root, Path):
             raise UnfinishedStoreError(
@@ -291,7 +297,7 @@ class StoreReader:
         if missing:
             raise UnfinishedStoreError(
                 f"{self.location}: {len(missing)} blocks of view {view} are not written yet, the first is {missing[0]}",
-                hint="give the dump-teacher command that started it again: it continues",
+                hint=f"give the {_maker(self.manifest)} command that made it again: it continues",
             )
 
     def _take(self, view: int) -> LoadedView:
