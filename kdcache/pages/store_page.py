@@ -53,7 +53,7 @@ def _tiles(stats: StoreStats) -> Html:
         ("NLL", f"{figures.nll:.3f}", "nats"),
         ("Calibration error", f"{figures.ece:.3f}", "ECE, 15 bins"),
         ("Classes kept", f"{stats.topk} of {stats.classes:,}", f"suggested k: {suggested}"),
-        ("Size", bytes_text(stats.bytes_on_disk), f"all logits in float32: {ratio:.0f} times as much"),
+        ("Size", bytes_text(stats.bytes_on_disk), f"all logits in float32: {ratio:.{0 if ratio >= 10 else 1}f} times as much"),
     ]
     if stats.agreement is not None:
         items.append(
