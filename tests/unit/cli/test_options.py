@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_default_holds_when_nothing_else_is_said() -> None:
-    assert parsed("dump-teacher")["topk"] == 10
+    assert parsed("dump-teacher")["batch_size"] == 256
 
 
 def test_the_file_beats_the_default_and_its_table_beats_its_top_level(file: Path) -> None:
