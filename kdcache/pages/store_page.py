@@ -45,6 +45,7 @@ def store_page(stats: StoreStats, *, thumbnails: Mapping[int, Html] | None = Non
 
 def _tiles(stats: StoreStats) -> Html:
     figures, ratio = stats.figures, stats.full_logits_bytes / max(stats.bytes_on_disk, 1)
+    times = f"{ratio:.{0 if ratio >= 10 else 1}f}"
     top5 = "" if figures.top5 is None else f"top-5 {figures.top5:.1%}"
     suggested = "more than stored" if stats.suggested_topk is None else str(stats.suggested_topk)
     items = [
@@ -53,7 +54,7 @@ def _tiles(stats: StoreStats) -> Html:
         ("NLL", f"{figures.nll:.3f}", "nats"),
         ("Calibration error", f"{figures.ece:.3f}", "ECE, 15 bins"),
         ("Classes kept", f"{stats.topk} of {stats.classes:,}", f"suggested k: {suggested}"),
-        ("Size", bytes_text(stats.bytes_on_disk), f"all logits in float32: {ratio:.{0 if ratio >= 10 else 1}f} times as much"),
+        ("Size", bytes_text(stats.bytes_on_disk), f"all logits in float32: {times} times as much"),
     ]
     if stats.agreement is not None:
         items.append(
