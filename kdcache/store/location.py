@@ -311,15 +311,9 @@ def _translated(what: str, action: Callable[[], T]) -> T:
 
 def _translation(what: str, error: Exception) -> Exception | None:
     kinds = _obstore().exceptions
-    if isinstance(error, FileNotFoundError) and what.startswith(
-        "PUT "
-    ):  # the object need not be there; its bucket must
-        return NotFoundError(
-            f"{what.split(' ', 1)[1]}: cannot be written: there is no such bucket or container",
-            hint="check its name, and AWS_ENDPOINT_URL where the service is not the provider's own",
-        )
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{what.split(' ', 1)[1]}: there is no such object")
+    if isinstance(error, FileNotFoundError):  # what is written need not be there; its bucket must
+        kind = "bucket" if what.startswith("PUT ") else "object"
+        return NotFoundError(f"{what.split(' ', 1)[1]}: there is no such {kind}")
     if isinstance(error, kinds.AlreadyExistsError | kinds.PreconditionError):
         return _ConflictError()
     if isinstance(error, kinds.NotSupportedError):
