@@ -312,8 +312,7 @@ def _translated(what: str, action: Callable[[], T]) -> T:
 def _translation(what: str, error: Exception) -> Exception | None:
     kinds = _obstore().exceptions
     if isinstance(error, FileNotFoundError):  # what is written need not be there; its bucket must
-        kind = "bucket" if what.startswith("PUT ") else "object"
-        return NotFoundError(f"{what.split(' ', 1)[1]}: there is no such {kind}")
+        return NotFoundError(f"{what.split(' ', 1)[1]}: there is no such {'bucket' if what[:3] == 'PUT' else 'object'}")
     if isinstance(error, kinds.AlreadyExistsError | kinds.PreconditionError):
         return _ConflictError()
     if isinstance(error, kinds.NotSupportedError):
