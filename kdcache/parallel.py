@@ -128,9 +128,8 @@ def _connect(scheduler: str) -> Any:
             f"--dask {scheduler}: dask.distributed is not installed here", hint="pip install 'kdcache[dask]'"
         ) from error
     try:
-        return Client(  # type: ignore[no-untyped-call]
-            scheduler, timeout=CONNECT_SECONDS, set_as_default=False, name="kdcache"
-        )
+        connect: Any = Client  # untyped where it is installed, unknown where it is not
+        return connect(scheduler, timeout=CONNECT_SECONDS, set_as_default=False, name="kdcache")
     except (OSError, TimeoutError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RemoteError(

@@ -49,7 +49,8 @@ def add(*, store: str, catalog: str, as_json: bool) -> None:
 @json_option
 def list_(*, catalog: str, as_json: bool) -> None:
     """List the stores of the catalogue, newest first."""
-    _show_entries(_opened(catalog).entries(), as_json=as_json)
+    opened = _there(catalog)
+    _show_entries(opened, opened.entries(), as_json=as_json)
 
 
 @_part("find")
@@ -73,9 +74,10 @@ def find(
     as_json: bool,
 ) -> int:
     """List the stores that have what is asked for; exit code 1 when there is none."""
+    opened = _there(catalog)
     found = [
         entry
-        for entry in _opened(catalog).entries(key=key[:16])
+        for entry in opened.entries(key=key[:16])
         if teacher.lower() in f"{entry.teacher} {entry.weights}".lower()
         and dataset.lower() in f"{entry.dataset} {entry.split}".lower()
         and entry.views >= (views or 1)
@@ -83,7 +85,7 @@ def find(
         and augment in ("", entry.policy)
         and entry.store_key.startswith(key)
     ]
-    _show_entries(found, as_json=as_json)
+    _show_entries(opened, found, as_json=as_json)
     return 0 if found else 1
 
 
@@ -132,7 +134,7 @@ def build(*, catalog: str, no_reports: bool, as_json: bool) -> None:
         ("page", built.page),
         ("stores", str(built.stores)),
         ("reports", f"{built.reports_written} written, {built.reports_kept} kept"),
-        ("next", f"open {built.page}, or show the folder with any web server: python -m http.server"),
+        ("next", f"open {built.page}" + ("" if "://" in built.page else "; any web server shows the folder")),
     ]
     write_result(facts(pairs))
 
@@ -149,7 +151,20 @@ def _opened(place: str) -> Catalog:
     return Catalog(place)
 
 
-def _show_entries(entries: Sequence[CatalogEntry], *, as_json: bool) -> None:
+def _there(place: str) -> Catalog:
+    """The catalogue, refused where a folder that was named does not exist: a typing error is not an empty catalogue."""
+    from kdcache.errors import NotFoundError
+
+    opened = _opened(place)
+    folder = opened.location.folder
+    if folder is not None and not folder.is_dir():
+        raise NotFoundError(
+            f"{opened}: no such catalogue", hint=f"kdcache catalog add STORE --catalog {opened} makes it"
+        )
+    return opened
+
+
+def _show_entries(catalog: Catalog, entries: Sequence[CatalogEntry], *, as_json: bool) -> None:
     if as_json:
         write_json(entries)
         return
@@ -167,7 +182,7 @@ def _show_entries(entries: Sequence[CatalogEntry], *, as_json: bool) -> None:
         for entry in entries
     ]
     header = ["name", "data", "teacher", "top-1", "views", "top-k", "size", "added"]
-    write_result(table(rows, header=header, right=[3, 5, 6]) if rows else "no store")
+    write_result(table(rows, header=header, right=[3, 5, 6]) if rows else f"{catalog}: no store")
 
 
 def _facts(catalog: Catalog, entry: CatalogEntry) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kdcache.distill.config import DistillConfig, RunResult
 from kdcache.distill.plan import DistillPlan
 from kdcache.progress import note
@@ -42,5 +44,11 @@ def distill(config: DistillConfig) -> RunResult:
         )
         figures = plan.figures(trained)
         folder.finish(figures)
+        guessing = math.log(plan.store.num_classes)
+        if figures["nll"] > guessing:
+            note(
+                f"{folder.path}: test NLL {figures['nll']:.4g} is above log K = {guessing:.4g}: worse than guessing, as "
+                "when training diverged; a lower --lr or --clip-grad 1 may help"
+            )
         processes.wait()
     return RunResult(folder=folder.path, figures=figures)

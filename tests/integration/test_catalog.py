@@ -98,7 +98,8 @@ def test_a_store_made_elsewhere_is_added_found_shown_and_removed(
     assert run(team.world.dump(out="mine.zarr")) == 0
     place = ["--catalog", team.catalog]
     capsys.readouterr()
-    assert run(["catalog", "find", *place]) == 1
+    nothing = 1 if "://" in team.catalog else 3  # a folder that is not there is a typing error, a prefix never is
+    assert run(["catalog", "find", *place]) == nothing
     assert run(["catalog", "add", "mine.zarr", *place, "--json"]) == 0
     capsys.readouterr()
     assert run(["catalog", "add", "mine.zarr", *place]) == 0, "adding again is not an error"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcache.cli.main import run
 from kdcache.distill import DistillConfig, distill
 from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.errors import (
@@ -265,3 +266,13 @@ def test_rows_of_image_files_are_compared_as_they_pass(tmp_path: Path, monkeypat
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(victim)
     with pytest.raises(IncompatibleError, match="row 12 "):  # class-1's fifth file after class-0's eight
         distill(DistillConfig(store=dumped.store, epochs=1, out="bad", workers=1))
+
+
+def test_a_student_that_diverged_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["dump-teacher", "--out", str(tmp_path / "s")]) == 0
+    words = ["distill", "--store", str(tmp_path / "s"), "--method", "ce", "--epochs", "1", "--out"]
+    capsys.readouterr()
+    assert run([*words, str(tmp_path / "good")]) == 0
+    assert "worse than guessing" not in capsys.readouterr().err
+    assert run([*words, str(tmp_path / "bad"), "--lr", "30"]) == 0
+    assert "worse than guessing" in capsys.readouterr().err
