@@ -47,8 +47,8 @@ def distill(config: DistillConfig) -> RunResult:
         guessing = math.log(plan.store.num_classes)
         if figures["nll"] > guessing:
             note(
-                f"{folder.path}: test NLL {figures['nll']:.4g} is above log K = {guessing:.4g}: worse than guessing, as "
-                "when training diverged; a lower --lr or --clip-grad 1 may help"
+                f"{folder.path}: test NLL {figures['nll']:.4g} is above log K = {guessing:.4g}: worse than guessing, "
+                "as when training diverged; a lower --lr or --clip-grad 1 may help"
             )
         processes.wait()
     return RunResult(folder=folder.path, figures=figures)
