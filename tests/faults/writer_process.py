@@ -5,6 +5,7 @@ It prints "ready" when the store is open, then writes what is pending and seals.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.store_cases import columns_of, manifest_of
 
 def main(location: str, rows: str, views: str) -> None:
     """Write the store of `tests.store_cases.manifest_of` to the end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to Ctrl-C
     manifest = manifest_of(rows=int(rows), views=int(views), classes=40)
     with StoreWriter.open(Path(location), manifest) as writer:
         sys.stdout.write("ready\n")

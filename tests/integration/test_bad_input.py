@@ -299,8 +299,11 @@ def test_ctrl_c_in_a_real_process_leaves_a_store_that_continues(
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     words = world.dump("slow", out="slow.zarr")
+    # tests that run as a shell's background job are born deaf to Ctrl-C, and so are their children
+    listening = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = listening + "runpy.run_module('kdcache', run_name='__main__', alter_sys=True)"
     with subprocess.Popen(
-        [sys.executable, "-m", "kdcache", *words], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *words], env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         wait_for_blocks(Path("slow.zarr"), count=1)
