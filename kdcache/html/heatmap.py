@@ -39,7 +39,7 @@ def heat_map(values: NDArray[np.floating], names: Sequence[str], *, what: str, r
     scaled = (np.log10(np.maximum(values, 10.0**low)) - low) / (high - low)
     levels = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     image: Attributes = {
-        "src": png_data(_palette()[levels]),
+        "src": png_data(palette()[levels]),
         "alt": f"{what}; arrow keys read the values",
         "tabindex": 0,
         "width": 640,
@@ -74,8 +74,8 @@ def _reduced(values: NDArray[np.floating], names: Sequence[str]) -> tuple[NDArra
     return total / counts[:, None] / counts[None, :], shown
 
 
-def _palette() -> NDArray[np.uint8]:
-    """(256, 3)."""
+def palette() -> NDArray[np.uint8]:
+    """(256, 3) uint8: the colours of a scale, from nothing to everything."""
     stops = np.linspace(0, 255, len(_RAMP))
     channels = [np.interp(np.arange(256), stops, [colour[i] for colour in _RAMP]) for i in range(3)]
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
