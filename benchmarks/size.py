@@ -32,7 +32,7 @@ from kdcache.store.reader import open_reader
 from kdcache.store.resident import ViewColumns
 from kdcache.store.writer import StoreWriter
 from kdcache.targets.encode import encode_topk
-from kdcache.targets.soft import SoftTargets
+from kdcache.targets.soft import TARGET_COLUMNS, SoftTargets
 from kdcache.targets.split import split_teacher
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -107,15 +107,8 @@ def generated(rows: int, *, topk: int, tail_numbers: int = 4) -> tuple[Columns, 
 
 def targets_of(view: ViewColumns, labels: Tensor, num_classes: int) -> SoftTargets:
     """The first rows of a read view as a loader hands them out."""
-    rows = len(labels)
-    return SoftTargets(
-        index=torch.from_numpy(view.topk_index[:rows].astype(np.int64)),
-        log_prob=torch.from_numpy(view.topk_log_prob[:rows].astype(np.float32)),
-        tail=torch.from_numpy(view.tail[:rows].astype(np.float32)),
-        label=labels,
-        label_log_prob=torch.from_numpy(view.label_log_prob[:rows].astype(np.float32)),
-        num_classes=num_classes,
-    )
+    columns = {name: getattr(view, name)[: len(labels)] for name in TARGET_COLUMNS}
+    return SoftTargets.from_columns(columns, labels.numpy(), num_classes=num_classes)
 
 
 def measure(

@@ -179,7 +179,7 @@ def class_mean(reader: StoreReader, temperature: float, *, rows: tuple[int, int]
         part = slice(max(first - block.start, 0), max(last - block.start, 0))
         chosen = {name: values[part] for name, values in columns.items()}
         if len(chosen["label"]):
-            add_class_means(total, _targets(chosen, classes), temperature)
+            add_class_means(total, SoftTargets.from_columns(chosen, chosen["label"], num_classes=classes), temperature)
     means: NDArray[np.float32] = means_of(total).numpy()
     return means
 
@@ -214,24 +214,13 @@ def narrowed(columns: Columns, parent: StoreManifest, topk: int) -> Columns:
     """
     if topk == parent.codec.topk:
         return columns
-    fewer = narrow(_targets(columns, parent.dataset.num_classes), topk)
+    fewer = narrow(SoftTargets.from_columns(columns, columns["label"], num_classes=parent.dataset.num_classes), topk)
     return {
         **columns,
         "topk_index": fewer.index.numpy(),
         "topk_log_prob": fewer.log_prob.numpy(),
         "tail": fewer.tail.numpy(),
     }
-
-
-def _targets(columns: Columns, num_classes: int) -> SoftTargets:
-    return SoftTargets(
-        index=torch.from_numpy(columns["topk_index"].astype(np.int64)),
-        log_prob=torch.from_numpy(columns["topk_log_prob"].astype(np.float32)),
-        tail=torch.from_numpy(columns["tail"].astype(np.float32)),
-        label=torch.from_numpy(columns["label"].astype(np.int64)),
-        label_log_prob=torch.from_numpy(columns["label_log_prob"].astype(np.float32)),
-        num_classes=num_classes,
-    )
 
 
 def _part_of(reader: StoreReader, rows: tuple[int, int]) -> DatasetSpec:

@@ -26,7 +26,7 @@ from kdcache.dump_plan import DumpConfig, DumpPlan, check_continued_views, new_m
 from kdcache.dump_worker import WorkOrder, absolute_location, for_elsewhere, help_first_rank, report_of
 from kdcache.errors import ConfigError, CorruptStoreError
 from kdcache.parallel import DaskTeam
-from kdcache.progress import Progress, is_quiet, note, set_quiet
+from kdcache.progress import Progress, counted, is_quiet, note, set_quiet
 from kdcache.ranks import Rank
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId, blocks_of_view
@@ -66,6 +66,19 @@ class DumpResult:
     quality: Mapping[str, Any] = field(default_factory=dict)
     root_digest: str = ""
 
+    @classmethod
+    def of(cls, place: str, manifest: StoreManifest, *, rows: int = 0, seconds: float = 0.0) -> DumpResult:
+        """The result at a sealed store; without rows a teacher was not run: the store was there."""
+        return cls(
+            store=place,
+            store_key=manifest.store_key,
+            reused=rows == 0 and seconds == 0.0,
+            rows_written=rows,
+            seconds=seconds,
+            quality=dict(manifest.quality),
+            root_digest=manifest.root_digest,
+        )
+
 
 def dump_teacher(config: DumpConfig) -> DumpResult:
     """Dump a teacher's opinion of a data set into a store, or find the store that already holds it.
@@ -89,12 +102,12 @@ def dump_teacher(config: DumpConfig) -> DumpResult:
         plan = plan_dump(config)
         if plan.found is not None:
             note(f"store {plan.location} already covers this request; no teacher was built")
-            return _result(plan.location, plan.found.manifest, reused=True, rows=0, seconds=0.0)
+            return DumpResult.of(plan.location, plan.found.manifest)
         _refuse_far_workers(config, plan, rank)
         if rank is not None and rank.number > 0:
             rows = help_first_rank(config, plan, rank.run, rank.device(config.device))
             sealed = read_manifest(plan.location)
-            return _result(plan.location, sealed, reused=False, rows=rows, seconds=time.perf_counter() - started)
+            return DumpResult.of(plan.location, sealed, rows=rows, seconds=time.perf_counter() - started)
         check_continued_views(plan)
         return _dump(config, plan, rank)
     finally:
@@ -129,7 +142,7 @@ def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
             else:
                 fill = partial(_fill_alone, writer, run, progress)
             sealed = _fill_and_seal(config, plan, writer, fill)
-    return _result(plan.location, sealed, reused=False, rows=rows, seconds=time.perf_counter() - started)
+    return DumpResult.of(plan.location, sealed, rows=rows, seconds=time.perf_counter() - started)
 
 
 def _fill_and_seal(config: DumpConfig, plan: DumpPlan, writer: StoreWriter, fill: Callable[[], None]) -> StoreManifest:
@@ -210,23 +223,12 @@ def _announce(writer: StoreWriter, plan: DumpPlan, pending: tuple[BlockId, ...])
         note(f"continuing {plan.location}: {blocks - len(pending)} of {blocks} blocks are there, {rows:,} rows to go")
     else:
         note(
-            f"dumping {plan.data.name} ({plan.data.split}): {plan.data.num_rows:,} rows x {manifest.num_views} views, "
+            f"dumping {plan.data.name} ({plan.data.split}): {plan.data.num_rows:,} rows x "
+            f"{counted(manifest.num_views, 'view')}, "
             f"top {manifest.codec.topk} of {plan.data.num_classes} classes -> {plan.location}"
         )
     for column in feature_columns(manifest):
         note(str(column))
-
-
-def _result(location: str, manifest: StoreManifest, *, reused: bool, rows: int, seconds: float) -> DumpResult:
-    return DumpResult(
-        store=location,
-        store_key=manifest.store_key,
-        reused=reused,
-        rows_written=rows,
-        seconds=seconds,
-        quality=dict(manifest.quality),
-        root_digest=manifest.root_digest,
-    )
 
 
 def stored_quality(writer: StoreWriter) -> TeacherQuality:

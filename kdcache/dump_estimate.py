@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdcache.devices import choose_device
 from kdcache.dump_plan import DumpConfig, DumpPlan, new_manifest, plan_dump
-from kdcache.progress import duration
+from kdcache.progress import counted, duration
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.features import FeatureColumn, feature_columns
@@ -59,7 +59,7 @@ class DumpEstimate:
             (
                 f"store     {self.store}",
                 f"key       {self.store_key}",
-                f"rows      {self.rows:,} x {self.views} views, top {self.topk}, {self.blocks} blocks",
+                f"rows      {self.rows:,} x {counted(self.views, 'view')}, top {self.topk}, {self.blocks} blocks",
                 f"bytes     {self.bytes:,} ({self.bytes_per_row:.1f} per row and view)",
                 *(f"          {column}" for column in self.features),
                 f"time      {duration(self.seconds)} at {self.rows_per_second:,.0f} rows/s",

@@ -196,7 +196,9 @@ def _merged_blocks(
         for reader, (_, other) in zip(readers[1:], parts[1:], strict=True):
             _check_same(readers[0], reader, block, first, other)
         label = labels[block.start : block.stop]
-        members = [_targets(columns, label, manifest.dataset.num_classes) for _, columns in parts]
+        members = [
+            SoftTargets.from_columns(columns, label, num_classes=manifest.dataset.num_classes) for _, columns in parts
+        ]
         mean = mean_opinion(members, topk=manifest.codec.topk)
         kept = mean.targets
         columns = {
@@ -220,14 +222,3 @@ def _check_same(one: StoreReader, other: StoreReader, block: BlockId, a: Columns
                 f"{one.location} and {other.location} cannot be merged: {name} differs in {block}",
                 hint="dump both teachers over the same data and views",
             )
-
-
-def _targets(columns: Columns, label: NDArray[Any], num_classes: int) -> SoftTargets:
-    return SoftTargets(
-        index=torch.from_numpy(columns["topk_index"].astype(np.int64)),
-        log_prob=torch.from_numpy(columns["topk_log_prob"].astype(np.float32)),
-        tail=torch.from_numpy(columns["tail"].astype(np.float32)),
-        label=torch.from_numpy(label.astype(np.int64)),
-        label_log_prob=torch.from_numpy(columns["label_log_prob"].astype(np.float32)),
-        num_classes=num_classes,
-    )

@@ -33,6 +33,11 @@ def note(message: str) -> None:
         print(message, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 view`, `2 views`, `1,000 views`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 class Progress:
     """Counts units of work and shows rate and remaining time.
 

@@ -20,13 +20,14 @@ from kdcache.datasets.identity import check_identity
 from kdcache.datasets.source import DataSource
 from kdcache.devices import choose_device
 from kdcache.dump_plan import DumpConfig, load_policy, teacher_choice
-from kdcache.errors import IncompatibleError
+from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.loader.inputs import example_tensor
 from kdcache.loader.target_store import TargetStore, open_store
 from kdcache.loader.tokens import context_of
 from kdcache.targets.soft import SoftTargets
 from kdcache.teacher_run import TeacherRun
 from kdcache.teachers import TeacherRequest
+from kdcache.user_code import is_user_factory
 from kdcache.views.canary import check_canaries, check_sampling
 from kdcache.views.policy import ViewPolicy
 
@@ -93,8 +94,16 @@ def replay_rows(location: str, count: int, config: DumpConfig) -> ReplayReport:
         amp=_amp(store),
         context=context_of(store.manifest.teacher.preprocessing) or None,
     )
+    maker = store.manifest.teacher
+    if not config.teacher:
+        if is_user_factory(maker.source):
+            raise ConfigError(
+                f"{location}: its teacher is code of its maker's own ({maker.source}); expected that file",
+                hint=f"kdcache verify {location} --replay N --teacher PATH/TO/{maker.source} --weights FILE",
+            )
+        config = replace(config, teacher=maker.source)
     request = TeacherRequest.resolve(teacher_choice(config), source)
-    stored, given = store.manifest.teacher.identity(), request.spec.identity()
+    stored, given = maker.identity(), request.spec.identity()
     for name in stored:
         if stored[name] != given[name]:
             raise IncompatibleError(

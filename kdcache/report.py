@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ BASELINE = "ce"
 _SHARED = ("student", "dataset", "split", "eval_split", "epochs", "batch_size", "content_digest")
 # Two-sided 95 % quantile of Student's t for 1, 2, ... degrees of freedom; beyond 30 the normal's is within 0.5 %
 # after the 1/df correction used below.
+TOO_LONG = 1e5  # numbers from here on are written with an exponent
 _T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
@@ -101,9 +103,10 @@ def group_runs(places: Sequence[str | Path]) -> dict[str, list[tuple[Path, Mappi
     for name in _SHARED:
         values = sorted({str(run.get(name)) for run in runs})
         if len(values) > 1:
+            together = [shlex.quote(str(folder)) for folder, run in found if str(run.get(name)) == values[0]]
             raise ConfigError(
                 f"the runs differ in {name}: {', '.join(values)}; expected them to differ in method, k, T, seed",
-                hint="name the runs that belong together: kdcache report RUN RUN ..",
+                hint=f"name the runs that belong together: kdcache report {' '.join(together)}",
             )
     groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
     for label, member in zip(_labels(runs), found, strict=True):
@@ -233,7 +236,8 @@ def _sd(values: Sequence[float]) -> float | None:
 
 
 def _with_sd(mean: float, sd: float | None, *, digits: int = 3) -> str:
-    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} +-{sd:.{digits}f}"
+    form = f".{digits}f" if abs(mean) < TOO_LONG else ".3g"
+    return f"{mean:{form}}" if sd is None else f"{mean:{form}} +-{sd:{form}}"
 
 
 def _mean_of_known(values: Iterable[float | None]) -> float | None:

@@ -6,18 +6,21 @@ people do not dump the same thing at once, and what is new is registered when it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kdcache.dump import DumpConfig, DumpResult, dump_teacher
 from kdcache.dump_plan import DumpPlan, plan_dump
 from kdcache.errors import IncompatibleError, KdcacheError
-from kdcache.progress import note
-from kdcache.specs import StoreManifest, covers
-from kdcache.store.catalog import Catalog, CatalogEntry, named, store_name
+from kdcache.progress import counted, note
+from kdcache.specs import covers
+from kdcache.store.catalog import STORES, Catalog, CatalogEntry, store_name
 from kdcache.store.dump_claims import claim
 from kdcache.store.location import Location
 from kdcache.store.manifest_file import ROOT_FILE, read_manifest
+from kdcache.store.names import readable_name
 from kdcache.store.transfer import push_store
 
 
@@ -62,8 +65,10 @@ def dump_for_team(config: DumpConfig, catalog: Catalog, *, wait: bool = False) -
     if found is not None:
         return found
     catalog.location.require_writable()
-    what = f"{plan.data.name} ({plan.data.split}) by {plan.teacher.spec.source}, {config.views} views, top {plan.topk}"
-    held = claim(catalog, plan.key, what=what, wait=wait, settled=lambda: _covering(catalog, plan, config) is not None)
+    views = counted(config.views, "view")
+    what = f"{plan.data.name} ({plan.data.split}) by {plan.teacher.spec.source}, {views}, top {plan.topk}"
+    quietly = partial(_covering, catalog, plan, config, tell=str)  # asked every few seconds
+    held = claim(catalog, plan.key, what=what, wait=wait, settled=lambda: quietly() is not None)
     found = _covering(catalog, plan, config)  # sealed by someone else between the first look and the claim
     if held is None:
         return found if found is not None else dump_for_team(config, catalog, wait=wait)
@@ -76,12 +81,19 @@ def dump_for_team(config: DumpConfig, catalog: Catalog, *, wait: bool = False) -
     return result
 
 
-def covering_in(catalog: Catalog, config: DumpConfig) -> DumpResult | None:
-    """What `dump_for_team` would find in the catalogue, without dumping anything; None when nothing covers it."""
-    return _covering(catalog, plan_dump(config), config)
+def looked_up(catalog: Catalog, config: DumpConfig) -> tuple[DumpConfig, DumpResult | None]:
+    """What `dump_for_team` would do, without dumping anything.
+
+    Returns:
+        The request with the place it would write, and the result of finding a covering store, None without one.
+    """
+    plan = plan_dump(config)
+    return replace(config, out=config.out or _place_for(catalog, plan, config)), _covering(catalog, plan, config)
 
 
-def _covering(catalog: Catalog, plan: DumpPlan, config: DumpConfig) -> DumpResult | None:
+def _covering(
+    catalog: Catalog, plan: DumpPlan, config: DumpConfig, *, tell: Callable[[str], object] = note
+) -> DumpResult | None:
     """The result of finding a covering store; its own manifest is asked, not the entry."""
     needed = (("sample_index",) if config.samples else ()) + config.feature_fields
     for entry in catalog.serving(plan.key, topk=plan.topk, num_views=config.views, fields=needed):
@@ -89,37 +101,31 @@ def _covering(catalog: Catalog, plan: DumpPlan, config: DumpConfig) -> DumpResul
         try:
             manifest = read_manifest(place)
         except KdcacheError as error:
-            note(f"{catalog}: entry {entry.name} is passed over: {error.message}")
+            tell(f"{catalog}: entry {entry.name} is passed over: {error.message}")
             continue
         serves = covers(
             manifest, plan.key, topk=plan.topk, num_views=config.views, fields=needed, samples=config.samples
         )
         if manifest.root_digest != entry.root_digest or not serves:
-            note(f"{catalog}: entry {entry.name} is passed over: the store at {place} is another one")
+            tell(f"{catalog}: entry {entry.name} is passed over: the store at {place} is another one")
             continue
-        note(f"{catalog}: {entry.store} by {entry.by} already covers this request; no teacher was built")
-        return _reused(str(place), manifest)
+        tell(f"{catalog}: {entry.store} by {entry.by} already covers this request; no teacher was built")
+        return DumpResult.of(str(place), manifest)
     return None
 
 
-def _reused(place: str, manifest: StoreManifest) -> DumpResult:
-    return DumpResult(
-        store=place,
-        store_key=manifest.store_key,
-        reused=True,
-        rows_written=0,
-        seconds=0.0,
-        quality=dict(manifest.quality),
-        root_digest=manifest.root_digest,
-    )
-
-
 def _place_for(catalog: Catalog, plan: DumpPlan, config: DumpConfig) -> str:
-    name = named(plan.data, plan.teacher.spec, plan.key, topk=plan.topk, num_views=config.views)
-    extras = "" if config.precision == "default" else f"_{config.precision}"
-    extras += f"_draws{config.samples}" if config.samples else ""
-    extras += "".join(f"_{field.replace('features/', '').replace('/', '-')}" for field in config.feature_fields)
-    return str(catalog.location / (name.removesuffix(".zarr") + extras + ".zarr"))
+    name = readable_name(
+        plan.data,
+        plan.teacher.spec,
+        plan.key,
+        topk=plan.topk,
+        num_views=config.views,
+        precision=config.precision,
+        samples=config.samples,
+        features=config.feature_fields,
+    )
+    return str(catalog.location / f"{STORES}/{name}")
 
 
 def _name_inside(catalog: Catalog, place: Location) -> str | None:

@@ -28,6 +28,7 @@ from kdcache.models.language import Segment, example_segment
 from kdcache.models.preprocess import Preprocessing
 from kdcache.models.registry import build_model, identify_model, resolve_weights
 from kdcache.models.weights import WeightsFile, load_state, read_weights, state_digest
+from kdcache.progress import note
 from kdcache.seeding import torch_seed_for
 from kdcache.specs import PreprocessingSpec, TeacherSpec
 from kdcache.user_code import is_user_factory
@@ -183,6 +184,8 @@ class TeacherRequest:
         request = cls(choice, spec, None, None)
         built = request._build(source, torch.device("cpu"))
         request._built, request.spec = built, built.spec
+        if choice.init_seed is None:
+            note(f"teacher {identity.source}: no --weights given, so it is asked with the weights its factory returned")
         return request
 
     def load(self, source: DataSource, device: torch.device) -> LoadedTeacher:

@@ -68,8 +68,8 @@ def command(*, as_json: bool, dry_run: bool, catalog: str, wait: bool, **options
 
     config = DumpConfig(**options)
     if dry_run:
+        config, hit = _looked_up(config, catalog)
         estimate = estimate_dump(config)
-        hit = _catalog_hit(config, catalog)
         known = f"\ncatalogue {hit or 'no store that covers this request'}" if catalog else ""
         write_json({**to_json(estimate), "catalog_hit": hit}) if as_json else write_result(f"{estimate}{known}")
         return
@@ -83,14 +83,15 @@ def command(*, as_json: bool, dry_run: bool, catalog: str, wait: bool, **options
     write_json(result) if as_json else write_result(_text(result, config))
 
 
-def _catalog_hit(config: DumpConfig, catalog: str) -> str | None:
+def _looked_up(config: DumpConfig, catalog: str) -> tuple[DumpConfig, str | None]:
+    """The request with the place it would write, and the store of the catalogue that covers it."""
     if not catalog:
-        return None
-    from kdcache.sharing import covering_in
+        return config, None
+    from kdcache.sharing import looked_up
     from kdcache.store.catalog import Catalog
 
-    found = covering_in(Catalog(catalog), config)
-    return None if found is None else found.store
+    config, found = looked_up(Catalog(catalog), config)
+    return config, None if found is None else found.store
 
 
 def _text(result: DumpResult, config: DumpConfig) -> str:

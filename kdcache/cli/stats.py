@@ -9,6 +9,7 @@ import click
 
 from kdcache.cli.options import Numbers, json_option, option, subcommand
 from kdcache.cli.output import facts, human_bytes, table, write_json, write_result
+from kdcache.progress import counted
 
 if TYPE_CHECKING:
     from kdcache.stats import StoreStats
@@ -61,7 +62,7 @@ def _head(stats: StoreStats) -> str:
             ("store", stats.location),
             (
                 "holds",
-                f"{stats.rows:,} rows{masked}, {stats.views} views ({stats.policy}), "
+                f"{stats.rows:,} rows{masked}, {counted(stats.views, 'view')} ({stats.policy}), "
                 f"top {stats.topk} of {stats.classes}",
             ),
             ("teacher", f"{stats.teacher} on {stats.dataset} ({stats.split}): {quality}{label}"),

@@ -23,7 +23,7 @@ from kdcache.loader.features import FeatureTables
 from kdcache.loader.mixing import stored_label_mix
 from kdcache.specs import CLASS_MEAN_TEMPERATURE, StoreManifest, ViewSpec
 from kdcache.store.reader import StoreReader, ViewColumns, open_reader
-from kdcache.targets.soft import LabelMix, SoftTargets
+from kdcache.targets.soft import TARGET_COLUMNS, LabelMix, SoftTargets
 from kdcache.targets.tail import narrow
 from kdcache.views.mixing import mixes
 
@@ -80,15 +80,9 @@ class _MappedTable:
     def gather(self, rows: Tensor, num_classes: int) -> SoftTargets:
         chosen = rows.cpu().numpy()
         kept = self.columns
-        targets = SoftTargets(
-            index=torch.from_numpy(kept.topk_index[chosen].astype(np.int64)),
-            log_prob=torch.from_numpy(kept.topk_log_prob[chosen].astype(np.float32)),
-            tail=torch.from_numpy(kept.tail[chosen].astype(np.float32)),
-            label=torch.from_numpy(self.labels[chosen]),
-            label_log_prob=torch.from_numpy(kept.label_log_prob[chosen].astype(np.float32)),
-            num_classes=num_classes,
-            mix=_label_mix(kept, self.labels, self.views, chosen),
-        )
+        columns = {name: getattr(kept, name)[chosen] for name in TARGET_COLUMNS}
+        targets = SoftTargets.from_columns(columns, self.labels[chosen], num_classes=num_classes)
+        targets = replace(targets, mix=_label_mix(kept, self.labels, self.views, chosen))
         sampled = {name: kept.optional[name][chosen].astype(np.int64) for name in SAMPLED if name in kept.optional}
         if sampled:
             index, count = (torch.from_numpy(sampled[name]) for name in SAMPLED)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from kdcache.errors import KdcacheError
 from kdcache.pages.catalog_page import catalog_page, report_name
 from kdcache.pages.store_page import store_page
+from kdcache.pages.write import CONTRADICTIONS
 from kdcache.progress import note
 from kdcache.stats import store_stats
 from kdcache.store.catalog import Catalog
-
-CONTRADICTIONS = 24
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ class TeacherFigures:
     """The teacher against the labels, over all rows and views.
 
     Attributes:
-        top1, top5: shares of rows whose label is the most probable class, or among the first five; None below k = 5.
+        top1, top5: shares of rows whose label is the most probable class, or among the first five (None
+            below k = 5, and with up to five classes, where it says nothing).
         nll: mean negative log-probability of the label, nats.
         ece: expected calibration error, 15 bins, in [0, 1].
         confidence: mean probability of the most probable class.

@@ -27,7 +27,7 @@ from kdcache.store.blocks import BlockId, blocks_of_view
 from kdcache.store.info import bytes_by_view, describe
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.targets.similarity import LARGEST_MATRIX, add_class_means
-from kdcache.targets.soft import SoftTargets
+from kdcache.targets.soft import TARGET_COLUMNS, SoftTargets
 from kdcache.urls import clean_url
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -245,14 +245,6 @@ def _pieces(columns: dict[str, NDArray[Any]], counted: _Rows, num_classes: int) 
     pieces = []
     for start in range(0, len(labels), size):
         here = slice(start, start + size)
-        pieces.append(
-            SoftTargets(
-                index=torch.from_numpy(columns["topk_index"][here].astype(np.int64)),
-                log_prob=torch.from_numpy(columns["topk_log_prob"][here].astype(np.float32)),
-                tail=torch.from_numpy(columns["tail"][here].astype(np.float32)),
-                label=torch.from_numpy(labels[here]),
-                label_log_prob=torch.from_numpy(columns["label_log_prob"][here].astype(np.float32)),
-                num_classes=num_classes,
-            )
-        )
+        part = {name: columns[name][here] for name in TARGET_COLUMNS}
+        pieces.append(SoftTargets.from_columns(part, labels[here], num_classes=num_classes))
     return pieces

@@ -56,7 +56,7 @@ class TeacherSums:
         _, confidence, right = self._bins
         return TeacherFigures(
             top1=self._top1 / rows,
-            top5=self._top5 / rows if self._topk >= 5 or self._topk == self._classes else None,
+            top5=self._top5 / rows if self._topk >= 5 < self._classes else None,
             nll=self._nll / rows,
             ece=float((confidence - right).abs().sum()) / rows,
             confidence=self._sum / rows,

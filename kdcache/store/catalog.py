@@ -25,8 +25,9 @@ from typing import Any
 from kdcache.canonical import canonical_json, from_json, to_json
 from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError, KdcacheError, NotFoundError
 from kdcache.progress import note
-from kdcache.specs import DatasetSpec, StoreManifest, TeacherSpec
+from kdcache.specs import StoreManifest
 from kdcache.store.location import Location
+from kdcache.store.names import readable_name
 from kdcache.urls import clean_url
 
 CATALOG_FORMAT = 1
@@ -285,13 +286,7 @@ def parse_entry(value: Any, *, where: str) -> CatalogEntry:
 def store_name(manifest: StoreManifest) -> str:
     """`stores/DATA-SPLIT_TEACHER_topK_vV_KEY.zarr`: what a store is called in a catalogue."""
     size = {"topk": manifest.codec.topk, "num_views": manifest.num_views}
-    return named(manifest.dataset, manifest.teacher, manifest.store_key, **size)
-
-
-def named(data: DatasetSpec, teacher: TeacherSpec, key: str, *, topk: int, num_views: int) -> str:
-    """`store_name` before there is a manifest."""
-    words = f"{data.name}-{data.split}_{teacher.source.split(':')[-1]}_top{topk}_v{num_views}"
-    return f"{STORES}/{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:150]}_{key[:8]}.zarr"
+    return f"{STORES}/{readable_name(manifest.dataset, manifest.teacher, manifest.store_key, **size)}"
 
 
 def _words(entry: CatalogEntry) -> tuple[str, ...]:

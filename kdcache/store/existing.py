@@ -99,7 +99,7 @@ def _check_same_store(root: Path, found: StoreManifest, wanted: StoreManifest) -
             there, asked = ({key: side.get(key) for key in differing} for side in (there, asked))
         raise IncompatibleError(
             f"{root}: holds another store: {name} is {there}, asked for {asked}; a store is never overwritten",
-            hint="choose another --out, or remove the folder yourself",
+            hint="choose another place for the new store, or remove this folder yourself",
         )
     if found.num_views > wanted.num_views:
         raise IncompatibleError(

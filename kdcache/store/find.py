@@ -6,7 +6,6 @@ naming one explicitly is what reports what is wrong with it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from kdcache.specs import DatasetSpec, StoreManifest, TeacherSpec, covers
 from kdcache.store.files import PARTIAL, WORK_FOLDER
 from kdcache.store.location import Location
 from kdcache.store.manifest_file import ROOT_FILE, read_manifest
+from kdcache.store.names import readable_name
 from kdcache.store.publish import published_at
 
 DEFAULT_FOLDER = "kdcache-store"
@@ -33,10 +33,8 @@ def default_store_path(
     dataset: DatasetSpec, teacher: TeacherSpec, *, topk: int, key: str, samples: int = 0, features: Sequence[str] = ()
 ) -> str:
     """`kdcache-store/DATA-SPLIT_TEACHER_topK_KEY.zarr`, a relative path that tells people what is inside."""
-    drawn = f"_samples{samples}" if samples else ""
-    kept = "".join(f"_{field.replace('features/', '').replace('/', '-')}" for field in features)
-    words = f"{dataset.name}-{dataset.split}_{teacher.source.split(':')[-1]}_top{topk}{drawn}{kept}_{key[:8]}"
-    return str(Path(DEFAULT_FOLDER) / (re.sub(r"[^A-Za-z0-9._-]+", "-", words) + ".zarr"))
+    name = readable_name(dataset, teacher, key, topk=topk, samples=samples, features=features)
+    return str(Path(DEFAULT_FOLDER) / name)
 
 
 def stores_under(folder: str | Path = DEFAULT_FOLDER) -> Iterator[FoundStore]:

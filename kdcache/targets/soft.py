@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+TARGET_COLUMNS = ("topk_index", "topk_log_prob", "tail", "label_log_prob")
+"""The columns of a store that a row's targets are made of, beside its label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,25 @@ class SoftTargets:
     mix: LabelMix | None = None
     splits: dict[tuple[float, bool], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What `split.split_teacher` found for these rows, by (T, label named): losses ask for it several times a step."""
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, NDArray[Any]], label: NDArray[Any], *, num_classes: int) -> SoftTargets:
+        """The targets in the decoded columns of a store's rows.
+
+        Args:
+            columns: `topk_index` (B, k) integer, `topk_log_prob` (B, k), `tail` (B, 3) or (B, 4) and `label_log_prob`
+                (B,) of any float type; others are passed over.
+            label: (B,) integer, ground truth.
+            num_classes: K.
+        """
+        return cls(
+            index=torch.from_numpy(columns["topk_index"].astype(np.int64)),
+            log_prob=torch.from_numpy(columns["topk_log_prob"].astype(np.float32)),
+            tail=torch.from_numpy(columns["tail"].astype(np.float32)),
+            label=torch.from_numpy(label.astype(np.int64)),
+            label_log_prob=torch.from_numpy(columns["label_log_prob"].astype(np.float32)),
+            num_classes=num_classes,
+        )
 
     def __len__(self) -> int:
         return self.index.shape[0]

@@ -17,6 +17,7 @@ from kdcache.canonical import to_json
 from kdcache.errors import ConfigError, IncompatibleError, NotFoundError, ResourceError
 from kdcache.models.weights import save_weights, write_atomically
 
+STORE_SETTINGS = ("content_digest", "store_key", "store_root_digest")  # which store: said before what follows from it
 DEFAULT_FOLDER = "kdcache-runs"
 
 
@@ -163,11 +164,16 @@ def default_run_folder(name: str, *, resume: bool) -> Path:
 
 
 def _check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any], inside: str = "") -> None:
-    for name in sorted({*kept, *asked}):
+    for name in sorted({*kept, *asked}, key=lambda name: (name not in STORE_SETTINGS, name)):
         before, now = kept.get(name), asked.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             _check_same(folder, before, now, f"{inside}{name}.")
         elif before != now:
+            if name in STORE_SETTINGS and not inside:
+                raise IncompatibleError(
+                    f"{folder}: the run was started from another store: {name} {str(before)[:16]}, now {str(now)[:16]}",
+                    hint="--store STORE as the run was started, or another --out",
+                )
             raise IncompatibleError(
                 f"{folder}: the run was started with {inside}{name} = {before!r}, now it is {now!r}",
                 hint="give the options the run was started with, or another --out",

@@ -6,9 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kdcache.errors import (
     CorruptStoreError,
@@ -21,6 +23,7 @@ from kdcache.errors import (
 from kdcache.store.reader import open_reader
 from kdcache.store.verify import verify_store
 from kdcache.store.writer import StoreWriter
+from kdcache.targets.soft import TARGET_COLUMNS
 from tests.store_cases import columns_of, manifest_of, static_of, write_store
 
 FIELDS = ("class_bias", "class_weight", "view_params")
@@ -41,12 +44,20 @@ def store(sealed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sealed, tmp_path / "store"))
 
 
-def read_everything(location: Path) -> None:
+def read_everything(location: Path) -> dict[str, NDArray[Any]]:
     reader = open_reader(location)
+    read = {"class_weight": reader.static("class_weight"), "label": reader.labels, "row_digest": reader.row_digests}
     for view in range(reader.manifest.num_views):
-        reader.view(view)
-    reader.static("class_weight")
-    _ = reader.labels, reader.row_digests
+        columns = reader.view(view)
+        read |= {f"{name}/{view}": getattr(columns, name) for name in (*TARGET_COLUMNS, "view_params")}
+    return read
+
+
+def backwards(value: Any) -> Any:
+    """The same JSON with the keys of every object in the opposite order."""
+    if isinstance(value, dict):
+        return {name: backwards(value[name]) for name in reversed(value)}
+    return [backwards(item) for item in value] if isinstance(value, list) else value
 
 
 def assert_found(location: Path, kind: type[KdcacheError] = CorruptStoreError) -> str:
@@ -250,9 +261,16 @@ def test_edited_array_metadata_is_refused(store: Path, key: str, value: object) 
 
 
 def test_metadata_in_another_order_and_spacing_is_the_same_metadata(store: Path) -> None:
-    for path in store.glob("*/zarr.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=False))
-    read_everything(store)
+    before = read_everything(store)
+    for path in store.glob("**/zarr.json"):
+        text = path.read_text()
+        path.write_text(json.dumps(backwards(json.loads(text)), indent=3))
+        assert path.read_text() != text
+    after = read_everything(store)
+    assert before.keys() == after.keys()
+    assert len(before) > 4
+    for name, values in before.items():
+        np.testing.assert_array_equal(values, after[name])
 
 
 def test_a_newer_format_is_refused_kindly(store: Path) -> None:

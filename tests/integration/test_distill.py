@@ -110,6 +110,11 @@ def test_a_finished_run_is_not_trained_again(work: Path) -> None:
     assert dict(again.figures) == json.loads(json.dumps(dict(first.figures)))
     with pytest.raises(IncompatibleError, match="temperature"):
         distill(_config(work, resume=True, temperature=2.0))
+    source = small_source(300)
+    source.name = "patterns"
+    write_small_store(work / "other.zarr", source, card=str(work / "patterns.toml"), precision="exact")
+    with pytest.raises(IncompatibleError, match=r"another store: store_root_digest"):
+        distill(_config(work, resume=True, store=str(work / "other.zarr")))
 
 
 TEACHER = """

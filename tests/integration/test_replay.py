@@ -50,6 +50,23 @@ def test_another_teacher_is_refused_by_name(store: Path, tmp_path: Path, capsys:
     assert "state_digest" in err
 
 
+def test_a_store_of_the_users_own_teacher_asks_for_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\ndef teacher(num_classes, input_shape):\n"
+        "    layers = torch.nn.Flatten(), torch.nn.Linear(128, num_classes)\n"
+        "    return torch.nn.Sequential(*layers), lambda images: images.float() / 255\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["--teacher", "mine.py:teacher", "--split", "train[:300]", "--allow-weak-teacher", "--out", "s.zarr"]
+    assert run(["dump-teacher", *words]) == 0
+    assert "no --weights given" in capsys.readouterr().err
+    code, _, err = asked(capsys, "s.zarr", "--replay", "8")
+    assert code == 2
+    assert "mine.py:teacher" in err
+
+
 def test_distance_is_total_variation_over_the_top_k() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     labels = torch.tensor([0])

@@ -84,8 +84,16 @@ def test_of_several_cross_entropy_settings_the_best_is_the_baseline(tmp_path: Pa
 def test_unlike_runs_are_not_compared(tmp_path: Path, name: str, value: object) -> None:
     _run(tmp_path, "ce", 0, 0.8)
     _run(tmp_path, "kd", 0, 0.8, **{name: value})
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match=name) as caught:
         compare_runs([tmp_path])
+    words = (caught.value.hint or "").split("kdcache report ")[1].split()
+    assert len(compare_runs(words)) == 1  # what the hint says works
+
+
+def test_numbers_of_runs_that_diverged_stay_readable(tmp_path: Path) -> None:
+    table = text_table(compare_runs([_run(tmp_path, "ce", 0, 0.01, nll=3.2e38)]))
+    assert "3.2e+38" in table
+    assert max(map(len, table.splitlines())) < 150
 
 
 def test_runs_are_found_once_and_their_absence_is_said(tmp_path: Path) -> None:

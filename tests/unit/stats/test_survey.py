@@ -29,6 +29,13 @@ def two_views(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[torc
     return path, views, labels
 
 
+def test_five_classes_have_no_top_five(tmp_path: Path) -> None:
+    for classes, said in ((5, False), (6, True)):
+        logits, labels = random_logits(300, classes)
+        path = write_logit_store(tmp_path / str(classes), [logits], labels, topk=classes)
+        assert (store_stats(path).figures.top5 is not None) == said
+
+
 def test_teacher_figures_are_those_of_the_logits(
     two_views: tuple[Path, list[torch.Tensor], torch.Tensor],
 ) -> None:
