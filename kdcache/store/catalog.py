@@ -285,8 +285,9 @@ def parse_entry(value: Any, *, where: str) -> CatalogEntry:
 
 def store_name(manifest: StoreManifest) -> str:
     """`stores/DATA-SPLIT_TEACHER_topK_vV_KEY.zarr`: what a store is called in a catalogue."""
-    size = {"topk": manifest.codec.topk, "num_views": manifest.num_views}
-    return f"{STORES}/{readable_name(manifest.dataset, manifest.teacher, manifest.store_key, **size)}"
+    topk, views = manifest.codec.topk, manifest.num_views
+    name = readable_name(manifest.dataset, manifest.teacher, manifest.store_key, topk=topk, num_views=views)
+    return f"{STORES}/{name}"
 
 
 def _words(entry: CatalogEntry) -> tuple[str, ...]:
