@@ -6,7 +6,6 @@ Nothing about models or data. On a CPU every copy here is the tensor itself.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,11 +45,6 @@ def spread_over_devices(name: str, count: int) -> tuple[str, ...]:
     """Devices for `count` processes: "auto" deals out the GPUs in turn where there are any; else all get `name`."""
     gpus = torch.cuda.device_count() if name == "auto" else 0
     return tuple(f"cuda:{number % gpus}" if gpus else name for number in range(count))
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

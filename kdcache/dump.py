@@ -21,11 +21,12 @@ import torch
 
 from kdcache.canonical import to_json
 from kdcache.coordination import Coordinator, Team, coordinate
-from kdcache.devices import choose_device, spread_over_devices, usable_cores, warn_if_amp_is_slow
+from kdcache.devices import choose_device, spread_over_devices, warn_if_amp_is_slow
 from kdcache.dump_plan import DumpConfig, DumpPlan, check_continued_views, new_manifest, plan_dump
 from kdcache.dump_worker import WorkOrder, absolute_location, for_elsewhere, help_first_rank, report_of
 from kdcache.errors import ConfigError, CorruptStoreError
-from kdcache.parallel import DaskTeam
+from kdcache.parallel.dask_team import DaskTeam
+from kdcache.parallel.threads import usable_cores
 from kdcache.progress import Progress, counted, is_quiet, note, set_quiet
 from kdcache.ranks import Rank
 from kdcache.specs import StoreManifest

@@ -62,8 +62,8 @@ CONFINED = {
     "obstore": ("kdcache.store.location",),
     "fsspec": (),
     "boto3": (),
-    "dask": ("kdcache.parallel",),
-    "distributed": ("kdcache.parallel",),
+    "dask": ("kdcache.parallel.dask_cluster",),
+    "distributed": ("kdcache.parallel.dask_cluster",),
     "timm": ("kdcache.models.timm_adapter",),
     "transformers": ("kdcache.models.hf_adapter",),
     "sklearn": (),
@@ -79,7 +79,7 @@ ADAPTERS = frozenset(
         "kdcache.models.hf_adapter",
         "kdcache.models.timm_adapter",
         "kdcache.store.location",
-        "kdcache.parallel",
+        "kdcache.parallel.dask_cluster",
     }
 )
 

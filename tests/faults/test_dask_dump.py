@@ -134,7 +134,7 @@ def test_a_killed_client_is_continued_on_the_same_cluster(world: World, cluster:
 def test_a_scheduler_that_does_not_answer_is_one_error(
     world: World, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcache.parallel.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("kdcache.parallel.dask_cluster.CONNECT_SECONDS", 1)
     assert run([*world.dump(out=str(tmp_path / "s")), "--dask", "tcp://127.0.0.1:1"]) == 5
     one_error(capsys.readouterr().err, "no Dask scheduler answers", "dask scheduler")
     assert not (tmp_path / "s").exists()

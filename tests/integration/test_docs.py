@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdcache.cli.main import run
+from tests.integration.distill_setup import finish, start
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -62,6 +63,13 @@ def test_code_blocks_run(
             run_console(block)
         else:
             exec(compile(block.text, block.place, "exec"), namespace)
+
+
+def test_the_grid_of_the_parallel_page_runs_as_a_script_and_continues(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "parallel.md").read_text().split("```py\n")[1].split("```\n")[0]
+    (tmp_path / "study.py").write_text(text)
+    assert "5 cells: 5 finished, 0 failed" in finish(start(tmp_path, "study.py"))
+    assert "5 cells: 5 finished (5 of them before)" in finish(start(tmp_path, "study.py"))
 
 
 def test_the_readme_and_the_quickstart_have_code_to_run() -> None:

@@ -1,0 +1,121 @@
+"""A connection to a Dask cluster. The only module that imports dask (extra `dask`).
+
+Tasks get and return text; what they do is the caller's function, which must be importable on the workers.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from kdcache.errors import ConfigError, RemoteError
+from kdcache.progress import note
+
+CONNECT_SECONDS = 10
+CLOSE_SECONDS = 3
+LONELY_SECONDS = 30.0
+
+
+class DaskCluster:
+    """The workers of a scheduler, as one client sees them.
+
+    Args:
+        scheduler: its address, for example tcp://10.0.0.1:8786.
+        kept, again: for the message when the scheduler is lost: what is not lost, and what to do then.
+
+    Raises:
+        ConfigError: dask is not installed.
+        RemoteError: the scheduler does not answer.
+    """
+
+    def __init__(self, scheduler: str, *, kept: str, again: str) -> None:
+        self.scheduler = scheduler
+        self._kept, self._again = kept, again
+        self._client = _connect(scheduler)
+        self._lonely_since = time.monotonic()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the connection is there."""
+        return bool(self._client.status == "running")
+
+    def workers(self) -> dict[str, int]:
+        """Address of every worker -> how many threads it runs tasks in; a note when there has been none for long.
+
+        Raises:
+            RemoteError: the scheduler was lost.
+        """
+        try:
+            if not self.runs:
+                raise self._lost()
+            found = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
+        except (OSError, TimeoutError) as error:
+            raise self._lost() from error
+        if found:
+            self._lonely_since = time.monotonic()
+        elif time.monotonic() - self._lonely_since > LONELY_SECONDS:
+            note(f"{self.scheduler} has no workers; waiting for some: dask worker {self.scheduler}")
+            self._lonely_since = time.monotonic()
+        return {address: int(facts["nthreads"]) for address, facts in found.items()}
+
+    def submit(self, function: Callable[[str], str], text: str, *, worker: str | None = None) -> Any:
+        """Start a task.
+
+        Args:
+            function: runs on a worker.
+            text: what it is given.
+            worker: the only one that may run it; None for any, and for another one when that is lost.
+        """
+        # retries and other workers would run a task of one worker again elsewhere, where there is a task already
+        where: dict[str, Any] = {"workers": [worker], "allow_other_workers": False} if worker else {}
+        key = f"kdcache-{uuid.uuid4().hex}"
+        return self._client.submit(function, text, key=key, retries=0, pure=False, **where)
+
+    def report(self, task: Any) -> str | None:
+        """What an ended task returned; None when its worker was lost.
+
+        Raises:
+            RemoteError: a worker cannot run the function.
+        """
+        if task.status == "finished":
+            return str(task.result(timeout=CONNECT_SECONDS))
+        error = task.exception(timeout=CONNECT_SECONDS) if task.status == "error" else None
+        task.release()
+        if error is None or type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError"):
+            return None
+        raise RemoteError(
+            f"{self.scheduler}: a worker cannot run the task: {type(error).__name__}: {error}",
+            hint="install the same kdcache on every worker: pip install 'kdcache[dask]'",
+        )
+
+    def cancel(self, tasks: list[Any]) -> None:
+        """Take tasks back that no worker has begun; those that run are not stopped, but nobody waits for them."""
+        if tasks and self.runs:
+            self._client.cancel(tasks)
+
+    def close(self) -> None:
+        """End the connection. Safe to call twice."""
+        self._client.close(timeout=CLOSE_SECONDS)
+
+    def _lost(self) -> RemoteError:
+        return RemoteError(f"{self.scheduler}: the Dask scheduler was lost; {self._kept}", hint=self._again)
+
+
+def _connect(scheduler: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigError(
+            f"--dask {scheduler}: dask.distributed is not installed here", hint="pip install 'kdcache[dask]'"
+        ) from error
+    try:
+        connect: Any = Client  # untyped where it is installed, unknown where it is not
+        return connect(scheduler, timeout=CONNECT_SECONDS, set_as_default=False, name="kdcache")
+    except (OSError, TimeoutError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RemoteError(
+            f"{scheduler}: no Dask scheduler answers ({first})",
+            hint="dask scheduler starts one and prints its address; dask worker ADDRESS joins it",
+        ) from error
