@@ -1,157 +1,84 @@
 """Partial KD (Tang et al. 2020): one teacher, one store, every method and seed as a student from it.
 
-    python -m pipelines.partial_kd.run [--data cifar100|ptb] [--scale smoke|cpu|paper] [--data-root DIR] [--dry-run]
+    python -m pipelines.partial_kd.run [--data cifar100|imagenet|ptb] [--scale smoke|cpu|paper] [--data-root DIR]
+        [--workers N | --dask URL] [--results DIR] [--dry-run]
 
-Finished parts are skipped, so the same command continues after a kill. Results go to runs/partial_kd/ and, with
---table FILE, as Markdown to a file.
+Settings are chosen by trials on validation rows before the first test row is read. Finished cells are skipped, so the
+same command continues after a kill. Everything goes to runs/partial_kd/; tables and plots, with --results, to a folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import time
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
 from pathlib import Path
-from typing import Any
 
-from kdcache.distill import DistillConfig, distill
-from kdcache.dump import DumpConfig, dump_teacher
-from kdcache.dump_estimate import estimate_dump
-from kdcache.report import compare_runs, text_table
-from kdcache.teacher_training import TeacherConfig, train_teacher
-
-HERE = Path(__file__).parent
+from kdcache.errors import KdcacheError
+from kdcache.parallel import GridResult, run_cells
+from pipelines.partial_kd.cells import chosen_settings, student_cells, teacher_cells, trial_cells
+from pipelines.partial_kd.cost import cost_of
+from pipelines.partial_kd.recipe import HERE, MAIN, Recipe, load_recipe
+from pipelines.partial_kd.results import markdown, write_results
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One grid at one scale.
+def run(recipe: Recipe, *, workers: int = 1, dask: str | None = None) -> GridResult:
+    """Every cell of a recipe: the main teacher, its store, trials, students with the settings that won; other teachers.
 
-    Attributes:
-        dataset: card name; data_root: where its files are.
-        folder: where teacher, store and students go.
-        teacher, student: settings of `TeacherConfig` and `DistillConfig`.
-        cells: name -> settings beside the student's own: a method under its name, or a variant of one.
-        seeds: every cell is run for each, unless it names `seeds` of its own.
-        topk: classes stored per row; split: the rows students train on; dump: other settings of `DumpConfig`.
+    Args:
+        recipe: what to run.
+        workers: processes on this machine.
+        dask: address of a Dask scheduler instead.
+
+    Returns:
+        All results. A method with a failed trial has no students; the failure is among the results.
     """
-
-    dataset: str
-    data_root: Path | None
-    folder: Path
-    teacher: Mapping[str, Any]
-    student: Mapping[str, Any]
-    cells: Mapping[str, Mapping[str, Any]]
-    seeds: tuple[int, ...]
-    topk: int
-    split: str
-    dump: Mapping[str, Any]
-
-
-def load_recipe(data: str, scale: str, *, data_root: Path | None, folder: Path) -> Recipe:
-    """Read one scale of DATA.toml."""
-    grid = tomllib.loads((HERE / f"{data}.toml").read_text())
-    if scale not in grid:
-        raise SystemExit(f"{data}.toml has no scale {scale!r}")
-    chosen = grid[scale]
-    return Recipe(
-        dataset=grid["dataset"],
-        data_root=data_root,
-        folder=folder / data / scale,
-        teacher=chosen["teacher"],
-        student=chosen["student"],
-        cells={**{method: {"method": method} for method in chosen["methods"]}, **chosen.get("variants", {})},
-        seeds=tuple(chosen["seeds"]),
-        topk=chosen["topk"],
-        split=chosen["split"],
-        dump=chosen.get("dump", {}),
-    )
-
-
-def trained_teacher(recipe: Recipe, weights: Path | None = None) -> Path:
-    """The teacher's weights: those given, else trained unless they are there."""
-    if weights is not None:
-        return weights
-    out = recipe.folder / "teacher"
-    settings = TeacherConfig(
-        dataset=recipe.dataset, data_root=recipe.data_root, out=str(out), resume=True, **recipe.teacher
-    )
-    train_teacher(settings)
-    return out / "last.safetensors"
-
-
-def dump_settings(recipe: Recipe, weights: Path) -> DumpConfig:
-    """The one dump of the recipe."""
-    return DumpConfig(
-        dataset=recipe.dataset,
-        data_root=recipe.data_root,
-        teacher=recipe.teacher["model"],
-        weights=str(weights),
-        topk=recipe.topk,
-        split=recipe.split,
-        out=str(recipe.folder / "store.zarr"),
-        **recipe.dump,
-    )
-
-
-def trained_students(recipe: Recipe, store: str) -> list[Path]:
-    """The run folders of every cell, seeds outermost so that an early stop leaves whole comparisons."""
-    folders = []
-    seeds_of = {name: tuple(cell.get("seeds", recipe.seeds)) for name, cell in recipe.cells.items()}
-    for seed in sorted({seed for seeds in seeds_of.values() for seed in seeds}):
-        for name, cell in recipe.cells.items():
-            if seed not in seeds_of[name]:
-                continue
-            out = recipe.folder / "students" / f"{name}-seed{seed}"
-            settings = {**recipe.student, **cell}
-            settings.pop("seeds", None)
-            config = DistillConfig(
-                store=store,
-                data_root=recipe.data_root,
-                student=settings.pop("model"),
-                seed=seed,
-                out=str(out),
-                resume=True,
-                **settings,
-            )
-            distill(config)
-            folders.append(out)
-    return folders
+    others = [teacher for teacher in recipe.teachers if teacher != MAIN]
+    first = [*teacher_cells(recipe, [MAIN]), *trial_cells(recipe)]
+    found = run_cells(first, folder=recipe.folder, workers=workers, dask=dask)
+    chosen = chosen_settings(recipe, found.results)
+    students = student_cells(recipe, chosen, [MAIN])
+    more = [*teacher_cells(recipe, others), *student_cells(recipe, chosen, others)]
+    return run_cells([*first, *students, *more], folder=recipe.folder, workers=workers, dask=dask)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar100", choices=sorted(path.stem for path in HERE.glob("*.toml")))
+    grids = sorted(path.stem for path in HERE.glob("*.toml") if path.stem != "synthetic")
+    parser.add_argument("--data", default="cifar100", choices=grids)
     parser.add_argument("--scale", default="cpu", choices=("smoke", "cpu", "paper"))
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "partial_kd")
     parser.add_argument("--teacher-weights", type=Path, default=None, help="start from these instead of training")
-    parser.add_argument("--table", type=Path, default=None)
-    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--workers", type=int, default=1, help="cells at a time")
+    parser.add_argument("--dask", default=None, metavar="URL", help="run the cells on this Dask cluster")
+    parser.add_argument("--results", type=Path, default=None, metavar="DIR", help="write tables and plots here")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would cost; run nothing")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.data, arguments.scale, data_root=arguments.data_root, folder=arguments.folder)
+    try:
+        sys.exit(_carry_out(arguments))
+    except KdcacheError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
+    recipe = load_recipe(
+        arguments.data,
+        arguments.scale,
+        data_root=arguments.data_root,
+        folder=arguments.folder,
+        weights=arguments.teacher_weights,
+    )
     if arguments.dry_run:
-        students = sum(len(cell.get("seeds", recipe.seeds)) for cell in recipe.cells.values())
-        print(f"{recipe.teacher} -> top {recipe.topk} -> {students} students: {recipe.student}")
-        return
-    started = time.monotonic()
-    weights = trained_teacher(recipe, arguments.teacher_weights)
-    print(estimate_dump(dump_settings(recipe, weights)))
-    dumped = dump_teacher(dump_settings(recipe, weights))
-    folders = trained_students(recipe, dumped.store)
-    table = text_table(compare_runs(folders))
-    print(table)
-    if arguments.table is not None:
-        commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False).stdout
-        minutes = (time.monotonic() - started) / 60
-        quality = f"teacher top-1 {dumped.quality['top1']:.4f} on the transfer set"
-        arguments.table.write_text(
-            f"```\n{table}\n```\n\nCommit {commit.strip()}, this call {minutes:.0f} min; {quality}.\n"
-        )
+        print(cost_of(recipe))
+        return 0
+    found = run(recipe, workers=arguments.workers, dask=arguments.dask)
+    print(markdown(recipe, found))
+    if arguments.results is not None:
+        write_results(recipe, found, arguments.results)
+    print(found.summary(), file=sys.stderr)
+    return found.exit_code
 
 
 if __name__ == "__main__":
