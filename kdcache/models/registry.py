@@ -36,12 +36,14 @@ from kdcache.nearest import did_you_mean
 from kdcache.specs import PreprocessingSpec
 from kdcache.user_code import find_factory, is_user_factory
 
+_HALF = (8, 8, 16, 32)
 _NARROW = (16, 16, 32, 64)
 _WIDE4 = (32, 64, 128, 256)
 
 _IMAGE_MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     **{f"resnet{d}": partial(CifarResNet, d, _NARROW) for d in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{d}x4": partial(CifarResNet, d, _WIDE4) for d in (8, 32)},
+    "resnet8x0.5": partial(CifarResNet, 8, _HALF),  # not of the papers: a student that a CPU trains
     **{f"wrn-{d}-{w}": partial(WideResNet, d, w) for d, w in ((16, 1), (16, 2), (16, 4), (40, 1), (40, 2), (40, 4))},
     **{f"vgg{d}": partial(CifarVgg, d) for d in (8, 11, 13)},
     "mobilenet-v2": partial(CifarMobileNetV2, 0.5),
