@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcache.features.maps import same_size
+from kdcache.seeding import torch_seed_for
 
 
 class Regressor(nn.Module):
@@ -91,7 +92,8 @@ class ContrastiveLoss(nn.Module):
         h = e / (e + M / N),  e = exp(s . t / tau) / Z,  Z = N mean exp(.) over the first batch
 
     Negatives come from a memory of N embeddings a side, which follows with momentum 1/2; drawn rows may hit the row
-    itself, as in the paper's code. State: the memories, Z and the generator's state decide what is next.
+    itself, as in the paper's code. State: the memories, Z and the number of batches so far, all in `state_dict`: what
+    is drawn is a pure function of the seed and that number.
 
     Args:
         student, teacher: values a row of the features.
@@ -119,22 +121,26 @@ class ContrastiveLoss(nn.Module):
         self.embed_student = Embedding(student, width, unit=True)
         self.embed_teacher = Embedding(teacher, width, unit=True)
         self.negatives, self.temperature, self.momentum, self.num_rows = negatives, temperature, momentum, num_rows
-        self._draws = torch.Generator().manual_seed(seed)
+        self._seed = seed
         bound = math.sqrt(3 / width)  # rows of about unit length
         for name in ("memory_student", "memory_teacher"):
-            start = torch.rand(num_rows, width, generator=self._draws) * (2 * bound) - bound
-            self.register_buffer(name, start)
+            draws = torch.Generator().manual_seed(torch_seed_for(f"crd-{name}", seed))
+            self.register_buffer(name, torch.rand(num_rows, width, generator=draws) * (2 * bound) - bound)
         self.register_buffer("partition", torch.zeros(2))  # Z of each side, 0 until the first batch
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.memory_student: Tensor
         self.memory_teacher: Tensor
         self.partition: Tensor
+        self.batches: Tensor
 
     def forward(self, student: Tensor, teacher: Tensor, rows: Tensor) -> Tensor:
         """Features (B, ...) of both and their row numbers (B,) int64 -> () nats; the memories move on."""
         if len(rows) == 0:
             return student.sum() * 0
         ours, theirs = self.embed_student(student), self.embed_teacher(teacher.detach())
-        drawn = torch.randint(self.num_rows, (len(rows), self.negatives), generator=self._draws).to(rows.device)
+        draws = torch.Generator().manual_seed(torch_seed_for("crd-negatives", self._seed, int(self.batches)))
+        drawn = torch.randint(self.num_rows, (len(rows), self.negatives), generator=draws).to(rows.device)
+        self.batches += 1
         chosen = torch.cat([rows[:, None], drawn], dim=1)
         loss = self._side(ours, self.memory_teacher, chosen, 0) + self._side(theirs, self.memory_student, chosen, 1)
         with torch.no_grad():

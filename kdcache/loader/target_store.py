@@ -29,7 +29,6 @@ from kdcache.views.mixing import mixes
 
 RESIDENT_VIEWS = 2  # the view in use and the one before or after it; ImageNet at k=10 is 50-70 MB a view
 NARROW_ROWS = 65_536  # rows narrowed at a time, so that the float32 copy stays small
-
 SAMPLED = ("sample_index", "sample_count")
 
 Rows = Tensor | NDArray[np.integer] | Sequence[int]
@@ -163,16 +162,21 @@ class TargetStore:
     @property
     def class_weight(self) -> Tensor | None:
         """(K, D) float32, the teacher's last layer, on `device`; None when the store does not hold it."""
-        if "class_weight" not in self.manifest.codec.fields:
-            return None
-        return torch.from_numpy(np.array(self._reader.static("class_weight"), dtype=np.float32)).to(self.device)
+        return self._class_array("class_weight")
+
+    @property
+    def class_bias(self) -> Tensor | None:
+        """(K,) float32, the bias of the teacher's last layer, on `device`; None when the store does not hold it."""
+        return self._class_array("class_bias")
 
     def class_mean(self, temperature: float) -> Tensor | None:
         """(K, K) float32, mean p^T of each class's rows, on `device`; None when the store keeps none for this T."""
         kept = self.manifest.quality.get(CLASS_MEAN_TEMPERATURE)
-        if "class_mean" not in self.manifest.codec.fields or kept != temperature:
-            return None
-        return torch.from_numpy(np.array(self._reader.static("class_mean"), dtype=np.float32)).to(self.device)
+        return self._class_array("class_mean") if kept == temperature else None
+
+    def _class_array(self, name: str) -> Tensor | None:
+        held = name in self.manifest.codec.fields
+        return torch.from_numpy(np.array(self._reader.static(name), np.float32)).to(self.device) if held else None
 
     @property
     def sequence_offsets(self) -> NDArray[np.int64] | None:
@@ -377,13 +381,11 @@ def _resident(columns: ViewColumns, labels: NDArray[np.int64], views: ViewSpec, 
 
 def _narrowed(table: _Table, topk: int, num_classes: int) -> _Table:
     """The table for a smaller k, narrowed once here instead of in every step."""
-    num_rows = len(table.tail)
-    tails, device = [], table.tail.device
+    num_rows, tails, device = len(table.tail), [], table.tail.device
     for start in range(0, num_rows, NARROW_ROWS):
         rows = torch.arange(start, min(start + NARROW_ROWS, num_rows), device=device)
         tails.append(narrow(table.gather(rows, num_classes), topk).tail)
-    keep = [*range(topk), table.classes.shape[1] - 1]
-    columns = torch.tensor(keep, device=device)
+    columns = torch.tensor([*range(topk), table.classes.shape[1] - 1], device=device)
     return replace(
         table,
         classes=torch.index_select(table.classes, 1, columns),

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcache.errors import ConfigError
+
 Control = Literal["adaptive", "always", "random", "inverted"]
+CONTROLS: tuple[Control, ...] = ("adaptive", "always", "random", "inverted")
+READS_POLICY: tuple[Control, ...] = ("adaptive", "inverted")  # the others need no policy, and train none
 TAU = 5.0  # constant over training
 SAME_ARCHITECTURE_BIAS = 10.0
 
@@ -51,8 +55,22 @@ def sampled_routes(logits: Tensor, generator: torch.Generator) -> Tensor:
     return hard + (soft - soft.detach())
 
 
+def prefix_routes(routes: Tensor) -> Tensor:
+    """(B, S + 1): a row leaves the teacher at its first 0 and does not come back; the gradient is the product's.
+
+    Our restriction, not the paper's: the teacher then never reads what the student made, so a store has all of it.
+    """
+    return routes.cumprod(dim=1)
+
+
 def controlled_routes(routes: Tensor, control: Control, generator: torch.Generator) -> Tensor:
-    """The routes a student is distilled on: the policy's, all of them, a fair coin's, or the policy's turned round."""
+    """The routes a student is distilled on: the policy's, all of them, a fair coin's, or the policy's turned round.
+
+    Args:
+        routes: (B, S + 1) of the policy; always and random use the shape alone.
+        control: which.
+        generator: of the coin.
+    """
     if control == "adaptive":
         return routes
     if control == "always":
@@ -78,3 +96,15 @@ def policy_loss(mixed_logits: Tensor, labels: Tensor, student_loss: Tensor, rout
     loss = functional.cross_entropy(mixed_logits, labels)
     weighted = loss * gamma if bool(loss.detach() > student_loss.detach()) else loss / gamma
     return weighted + (len(labels) / 2 - routes[:, -1].sum()).clamp(min=0)
+
+
+def known_control(name: str) -> Control:
+    """A control by its name.
+
+    Raises:
+        ConfigError: no such control.
+    """
+    for control in CONTROLS:
+        if control == name:
+            return control
+    raise ConfigError(f"control {name!r} is unknown; expected one of {', '.join(CONTROLS)}")
