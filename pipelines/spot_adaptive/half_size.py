@@ -68,4 +68,5 @@ def halved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, H, W, C) uint8 with even H and W -> (N, H/2, W/2, C) uint8, the rounded mean of every 2 x 2 pixels."""
     rows, height, width, channels = images.shape
     blocks = images.reshape(rows, height // 2, 2, width // 2, 2, channels).astype(np.uint16)
-    return ((blocks.sum(axis=(2, 4)) + 2) // 4).astype(np.uint8)
+    mean: NDArray[np.uint8] = ((blocks.sum(axis=(2, 4)) + 2) // 4).astype(np.uint8)
+    return mean
