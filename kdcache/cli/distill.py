@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     default=False,
     help="Train even if the store's views come out with other pixels here.",
 )
+@option("--follow", is_flag=True, default=False, help="Train while the store is dumped: each epoch waits for its view.")
+@option(
+    "--follow-timeout",
+    kind=click.FloatRange(min=0),
+    default=600.0,
+    metavar="SECONDS",
+    help="With --follow: how long to wait while nobody writes the store.",
+)
 @option("--seed", kind=CommaList(int), default="0", help="One or several: 0,1,2. Weights, order, augmentation.")
 @training_options
 @json_option

@@ -61,7 +61,8 @@ def _state(store: Mapping[str, Any]) -> str:
         return "complete"
     progress = store["progress"]
     writer = f", being written by {progress['writer']}" if progress["writer"] else ", no one is writing it"
-    return f"not finished: {progress['committed']} of {progress['total']} blocks{writer}"
+    whole = f" ({progress['views']} of {store['views']} views whole)" if store["views"] > 1 else ""
+    return f"not finished: {progress['committed']} of {progress['total']} blocks{whole}{writer}"
 
 
 def _size(store: Mapping[str, Any]) -> str:

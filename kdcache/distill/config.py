@@ -15,7 +15,7 @@ class DistillConfig(TrainingOptions):
     """One student to train; "" and None mean the data card's default, then the method's own.
 
     Attributes:
-        store: path or URL of a sealed store; "" is the only one under kdcache-store/.
+        store: path or URL of a sealed store (with `follow` of a growing one); "" is the only one under kdcache-store/.
         student: built-in name, torchvision:NAME, timm:NAME or file.py:factory.
         method: a row of the method table.
         topk: classes used per row; asked for, it must be stored. Not given: the method's own, at most what is stored.
@@ -26,6 +26,8 @@ class DistillConfig(TrainingOptions):
         eval_store: a store over the evaluation rows, to measure agreement with the teacher there.
         views: how many of the stored views to train on, the first ones; None is all.
         view_order: "cycle" (epoch e shows view e mod V) or "random" (a fresh order of all V views every V epochs).
+        follow: the store may be unfinished, and even missing: each epoch waits for its views, the end for the sealing.
+        follow_timeout: seconds to wait while nobody writes the store.
         allow_view_drift: train even if the store's canary views come out with other pixels here.
     """
 
@@ -43,6 +45,8 @@ class DistillConfig(TrainingOptions):
     views: int | None = None
     view_order: str = "cycle"
     allow_view_drift: bool = False
+    follow: bool = False
+    follow_timeout: float = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from kdcache.datasets.identity import check_identity, content_digest
 from kdcache.datasets.sequences import TokenSource, check_sequences, is_sequence
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.distill.config import DistillConfig
+from kdcache.distill.follow import followed_form, open_for_training
 from kdcache.distill.views import check_mixing, check_replay, shown_views
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.lineage import lineage_of
@@ -28,7 +29,6 @@ from kdcache.loader.target_store import TargetStore, open_store
 from kdcache.metrics import Evaluation
 from kdcache.models.registry import BuiltModel
 from kdcache.progress import note
-from kdcache.store.find import only_store
 from kdcache.targets.method import Method
 from kdcache.targets.methods import find_method
 from kdcache.training.batch import Feed, TrainingFeed
@@ -62,7 +62,7 @@ class DistillPlan:
     def __init__(self, config: DistillConfig, processes: Processes) -> None:
         self._config = config
         self._processes = processes
-        self.store = open_store(config.store or only_store().location, device=processes.device)
+        self.store, self.follower = open_for_training(config, processes.device)
         self._dataset = config.dataset or self.store.manifest.dataset.card
         if not self._dataset:
             raise ConfigError(f"{self.store.location} names no data card", hint="name the data set with --dataset")
@@ -87,6 +87,8 @@ class DistillPlan:
         """Open and check the data, build the student, read what the method needs of the store."""
         config, manifest = self._config, self.store.manifest
         self._source = open_dataset(self._dataset, split=self._split, root=config.data_root)
+        if self.follower is not None:
+            self.follower.ready([0], self._topk)  # it has the labels, and what a method computes from a whole view
         whole = isinstance(self._source, ArraySource | TokenSource)
         check_identity(
             self._source,
@@ -178,6 +180,17 @@ class DistillPlan:
             digests=self._unseen,
         )
 
+    def before_epoch(self, epoch: int) -> None:
+        """Wait for what an epoch (counted from 0) reads of a store that is still written."""
+        if self.follower is not None:
+            self.follower.ready(self._views_of(epoch), self._topk)
+
+    def _views_of(self, epoch: int) -> list[int]:
+        if not self._shown.recorded:
+            return [0] if self._reads_store else []
+        beside = self._shown.beside_epoch if "view 2" in self._method.needs else None
+        return [self._shown.of_epoch(epoch), *([] if beside is None else [beside(epoch)])]
+
     def evaluate(self) -> Callable[[nn.Module], Evaluation]:
         """The evaluation function on the test rows."""
         teacher = None
@@ -196,6 +209,7 @@ class DistillPlan:
     def decides(self) -> dict[str, Any]:
         """What decides the result, as config.json keeps it; a resumed run must have the same."""
         manifest = self.store.manifest
+        root_digest = manifest.root_digest if self.follower is None else self.follower.root_digest
         content: dict[str, Any] = to_json(
             {
                 "student": self._student,
@@ -213,12 +227,12 @@ class DistillPlan:
                 "eval_split": self._eval_split,
                 "content_digest": manifest.dataset.content_digest,
                 "store_key": manifest.store_key,
-                "store_root_digest": manifest.root_digest,
+                "store_root_digest": root_digest,
                 **self._shown.decides,
                 "processes": self._processes.world_size,
             }
         )
-        return content
+        return content if root_digest else followed_form(content, self.store)
 
     def figures(self, trained: TrainingResult) -> dict[str, Any]:
         """result.json."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from kdcache.distill.config import DistillConfig, RunResult
+from kdcache.distill.follow import settle_earlier
 from kdcache.distill.plan import DistillPlan
 from kdcache.progress import note
 from kdcache.training.loop import train
@@ -18,12 +19,16 @@ def distill(config: DistillConfig) -> RunResult:
 
     Raises:
         ConfigError, NotFoundError, IncompatibleError: the request cannot be met; found before the first step.
-        UnfinishedStoreError, CorruptStoreError: the store is not sealed, or its bytes are damaged.
+        UnfinishedStoreError, CorruptStoreError: the store is not sealed (with `follow`: and nobody writes it), or its
+            bytes are damaged.
         NumericError: the loss became NaN or infinite; names the rows, and the last good checkpoint is kept.
     """
     with joined_processes(config.device) as processes:
         plan = DistillPlan(config, processes)
         folder = RunFolder(plan.folder, writes=processes.is_first, keep_every=config.keep_every)
+        if config.resume and plan.follower is None:
+            settle_earlier(folder, plan.decides(), plan.store)
+            processes.wait()
         if config.resume and (finished := folder.result()) is not None:
             folder.start(plan.decides(), resume=True)
             note(f"{folder.path}: this run is finished; nothing was trained")
@@ -31,6 +36,8 @@ def distill(config: DistillConfig) -> RunResult:
         plan.prepare()
         folder.start(plan.decides(), resume=config.resume)
         processes.wait()
+        if plan.follower is not None:
+            plan.follower.attach(folder)
         trained = train(
             plan.student.module,
             plan.feed(),
@@ -40,8 +47,12 @@ def distill(config: DistillConfig) -> RunResult:
             folder,
             processes,
             resume=config.resume,
+            before_epoch=plan.before_epoch,
             provenance={"recipe": "distill", "kdcache": __version__, **plan.decides(), "lineage": plan.lineage},
         )
+        if plan.follower is not None:
+            plan.follower.settle(folder, plan.decides())
+            processes.wait()
         figures = plan.figures(trained)
         folder.finish(figures)
         guessing = math.log(plan.store.num_classes)

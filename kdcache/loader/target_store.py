@@ -236,13 +236,14 @@ class TargetStore:
     def prefetch(self, view: int) -> None:
         """Say which view is wanted next: it is verified and decoded in the background while this one is in use.
 
-        Call it when the view in use has been asked for once; of other views only that one stays in memory.
+        Call it when the view in use has been asked for once; of other views only that one stays in memory. A view of a
+        growing store that is not committed yet is left alone.
 
         Raises:
             ConfigError: no such view. Damage in it is raised where its targets are asked for.
         """
         with self._lock:
-            if any(of == view for of, _ in self._tables) or self._announced == view:
+            if any(of == view for of, _ in self._tables) or self._announced == view or not self._reader.has_view(view):
                 return
             self._reader.prefetch(view)
             self._announced = view
@@ -300,7 +301,8 @@ class TargetStore:
             )
 
     def _load(self, view: int, topk: int) -> _Table | _MappedTable:
-        store = (str(Path(self.location).resolve()), self.manifest.root_digest, str(self.device), view)
+        digest = self.manifest.root_digest or self._reader.view_digest(view)
+        store = (str(Path(self.location).resolve()), digest, str(self.device), view)
         table = _SHARED.get((*store, topk)) or _SHARED.get((*store, self.topk))
         if table is None:
             columns = self._reader.view(view)

@@ -172,6 +172,16 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, Any
     return read_weights(target).info
 
 
+def restate_weights(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Give a file of `save_weights` another training provenance; the tensors stay. Raises ResourceError."""
+    state = safetensors.torch.load(path.read_bytes())
+    encoded = safetensors.torch.save(state, {TRAINING_KEY: canonical_json(dict(metadata))})
+    try:
+        write_atomically(path, encoded)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot write weights ({error})", hint="free space, then --resume") from error
+
+
 def write_atomically(target: Path, content: bytes) -> None:
     """Write bytes under a temporary name beside the target, flush them to disk, then rename.
 

@@ -84,7 +84,7 @@ def covering_store(
     out = str(target.folder)
     if not Path(out).exists():
         return None
-    if Path(out).is_dir() and all(_is_beginning(path.name) for path in Path(out).iterdir()):
+    if is_beginning(Path(out)):
         return None
     if not (Path(out) / "zarr.json").is_file():
         raise IncompatibleError(
@@ -96,9 +96,12 @@ def covering_store(
     return FoundStore(location=out, manifest=manifest) if serves else None
 
 
-def _is_beginning(name: str) -> bool:
-    """Whether a file is one that a dump makes before its root file: what was killed that early continues."""
-    return name == WORK_FOLDER or (name.startswith(f"{ROOT_FILE}.") and name.endswith(PARTIAL))
+def is_beginning(folder: Path) -> bool:
+    """Whether a folder holds only what a dump makes before its root file: what was killed that early continues."""
+    return folder.is_dir() and all(
+        path.name == WORK_FOLDER or (path.name.startswith(f"{ROOT_FILE}.") and path.name.endswith(PARTIAL))
+        for path in folder.iterdir()
+    )
 
 
 def only_store(folder: str | Path = DEFAULT_FOLDER) -> FoundStore:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from kdcache.store.files import WORK_FOLDER, tree_bytes, walk_files
 from kdcache.store.layout import layout_of, row_bytes
 from kdcache.store.lease import holder_of
-from kdcache.store.ledger import read_records
+from kdcache.store.ledger import committed_places
 from kdcache.store.manifest_file import group_folders, read_manifest
 from kdcache.store.roots import root_of
 
@@ -24,8 +25,8 @@ def describe(location: str | Path, *, copy: Path | None = None) -> dict[str, Any
         "location", "complete", "store_key", "root_digest", "manifest" (JSON), "rows", "views", "arrays" (name -> shape,
         dtype, bytes_on_disk), "bytes_on_disk", "bytes_per_row" (per row and view, store-level arrays left out),
         "bytes_per_row_uncompressed", "full_logits_bytes" (float32, all K, all views), and "progress" for an unfinished
-        store: blocks "committed" and "total", "writer" (who writes it now, or None). Bytes on disk are None where
-        nothing can be listed: on a web server.
+        store: blocks "committed" and "total", whole "views", "writer" (who writes it now, or None). Bytes on disk are
+        None where nothing can be listed: on a web server.
 
     Raises:
         NotFoundError, IncompatibleError, CorruptStoreError: as `read_manifest`.
@@ -61,9 +62,12 @@ def describe(location: str | Path, *, copy: Path | None = None) -> dict[str, Any
     }
     if not manifest.complete:
         holder = holder_of(root) if isinstance(root, Path) and (root / WORK_FOLDER).is_dir() else None
+        places = committed_places(root, manifest, layout["commit"])
+        blocks = Counter(view for view, _ in places)
         facts["progress"] = {
-            "committed": len(read_records(root, manifest)),
+            "committed": len(places),
             "total": manifest.num_views * manifest.blocks_per_view,
+            "views": sum(count == manifest.blocks_per_view for count in blocks.values()),
             "writer": None if holder is None else str(holder),
         }
     return facts

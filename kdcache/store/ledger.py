@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,20 @@ def recorded_places(root: Root) -> set[tuple[int, int]]:
     return {(int(match[1]), int(match[2])) for match in matches if match is not None}
 
 
+def committed_places(root: Root, manifest: StoreManifest, commit: ArrayLayout) -> set[tuple[int, int]]:
+    """(view, block) of the blocks that an unfinished store has; by names and sizes of files, not by what they say.
+
+    Besides the records these are the blocks of an earlier sealing with fewer views, whose `commit` is there still.
+    """
+    per_view = manifest.blocks_per_view
+    places = {(view, block) for view, block in recorded_places(root) if view < manifest.num_views and block < per_view}
+    if isinstance(root, Path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            rows = (root / commit.chunk_path(0, 0)).stat().st_size // DIGEST_BYTES
+            places |= {divmod(row, per_view) for row in range(min(rows, commit.shape[0]) - 1)}
+    return places
+
+
 def read_records(root: Root, manifest: StoreManifest) -> dict[tuple[int, int], Record]:
     """The commit records of an unfinished store, keyed by (view, block).
 
@@ -203,7 +218,7 @@ class Digests:
     ) -> None:
         self._manifest = manifest
         self._commit = commit
-        self._records = records or {}
+        self._records = {} if records is None else records
 
     def of(self, block: BlockId) -> str | None:
         """Hex sha256 of a committed block, or None."""

@@ -6,6 +6,7 @@ no zarr: the chunks of format 1 are decoded by `chunks`, which believes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import weakref
@@ -31,7 +32,7 @@ from kdcache.store.block_reader import (
 from kdcache.store.blocks import BlockId, block_at, blocks_of_view
 from kdcache.store.chunks import pack_plain
 from kdcache.store.layout import layout_of
-from kdcache.store.ledger import Digests, root_digest
+from kdcache.store.ledger import Digests, root_digest, static_digest
 from kdcache.store.location import Location
 from kdcache.store.manifest_file import check_metadata, read_manifest
 from kdcache.store.mirror import Mirror
@@ -247,6 +248,20 @@ class StoreReader:
     def digest(self, block: BlockId) -> str:
         """Hex sha256 of a block, as the ledger says; "" when it is not committed."""
         return self._digests.of(block) or ""
+
+    def has_view(self, view: int) -> bool:
+        """Whether every block of a view is committed: of a sealed store all are."""
+        return self.manifest.complete or all(map(self.digest, blocks_of_view(self.manifest, view)))
+
+    def view_digest(self, view: int) -> str:
+        """Hex sha256 over the ledger digests of a view's blocks: names its bytes, also before the store is sealed."""
+        return hashlib.sha256("".join(map(self.digest, blocks_of_view(self.manifest, view))).encode()).hexdigest()
+
+    def static_digest(self) -> str:
+        """Hex sha256 of the store-level arrays as the ledger says; of a growing store of what was read, or ""."""
+        if self._digests.static or self._static is None:
+            return self._digests.static
+        return static_digest(self.manifest.store_id, self._static)
 
     def commit_chunk(self) -> bytes:
         """The bytes of the file of `commit` (1 + V * blocks, 32), checked when the store was opened."""

@@ -94,6 +94,7 @@ def train(
     processes: Processes,
     *,
     resume: bool = False,
+    before_epoch: Callable[[int], None] | None = None,
     provenance: dict[str, object] | None = None,
 ) -> TrainingResult:
     """Train a model, keeping checkpoints, metrics and weights in a run folder.
@@ -107,6 +108,7 @@ def train(
         folder: a started run folder.
         processes: this process among all.
         resume: continue after the newest checkpoint in the folder, if there is one.
+        before_epoch: called with the epoch (from 0) before it begins; its time does not count as training.
         provenance: written into the saved weights beside epoch and accuracy.
 
     Raises:
@@ -121,6 +123,8 @@ def train(
     with _threads_for(model, processes.device), contextlib.closing(folder):
         while not run.is_over:
             epoch = run.epochs_done
+            if before_epoch is not None:
+                before_epoch(epoch)
             trained = run.train_epoch(epoch)
             evaluation = None
             if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kdcache.canonical import to_json
 from kdcache.errors import ConfigError, IncompatibleError, NotFoundError, ResourceError
-from kdcache.models.weights import save_weights, write_atomically
+from kdcache.models.weights import restate_weights, save_weights, write_atomically
 
 STORE_SETTINGS = ("content_digest", "store_key", "store_root_digest")  # which store: said before what follows from it
 DEFAULT_FOLDER = "kdcache-runs"
@@ -59,7 +59,7 @@ class RunFolder:
         """
         kept = self.path / "config.json"
         if kept.is_file() and resume:
-            _check_same(self.path, read_document(kept), to_json(config))
+            check_same(self.path, read_document(kept), to_json(config))
             return
         if not self.writes:
             return
@@ -109,6 +109,25 @@ class RunFolder:
             except OSError as error:
                 raise ResourceError(f"{self.path / 'epochs'}: cannot be created ({error})") from error
             self.save_module(f"epochs/epoch-{epoch:05d}", module, facts)
+
+    def restate(self, config: Mapping[str, Any], facts: Mapping[str, Any], *, without: str = "") -> None:
+        """Replace config.json, and facts in the provenance of all saved weights, by what became known since.
+
+        Args:
+            config: the whole config.json.
+            facts: names and values that replace those in the weights' provenance.
+            without: a name that goes.
+        """
+        kept = [self.path / f"{name}.safetensors" for name in ("last", "best")]
+        kept += sorted((self.path / "epochs").glob("epoch-*.safetensors"))
+        for path in kept if self.writes else []:
+            sidecar = path.with_suffix(".json")
+            if path.is_file() and sidecar.is_file():
+                stated = {**read_document(sidecar), **facts}
+                stated.pop(without, None)
+                restate_weights(path, stated)
+                self._write(str(sidecar.relative_to(self.path)), stated)
+        self._write("config.json", config)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json: the run is complete."""
@@ -163,11 +182,12 @@ def default_run_folder(name: str, *, resume: bool) -> Path:
     return path
 
 
-def _check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any], inside: str = "") -> None:
+def check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any], inside: str = "") -> None:
+    """Raise IncompatibleError when a request is not the one a run was started with; names what differs."""
     for name in sorted({*kept, *asked}, key=lambda name: (name not in STORE_SETTINGS, name)):
         before, now = kept.get(name), asked.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
-            _check_same(folder, before, now, f"{inside}{name}.")
+            check_same(folder, before, now, f"{inside}{name}.")
         elif before != now:
             if name in STORE_SETTINGS and not inside:
                 raise IncompatibleError(
