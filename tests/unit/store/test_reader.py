@@ -128,4 +128,4 @@ def test_info_states_shapes_sizes_and_progress(store: Path, tmp_path: Path) -> N
     assert facts["bytes_on_disk"] == sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     assert facts["full_logits_bytes"] == 3 * 600 * 300 * 4
     write_store(tmp_path / "part", MANIFEST, blocks=4)
-    assert describe(tmp_path / "part")["progress"] == {"committed": 4, "total": 9, "writer": None}
+    assert describe(tmp_path / "part")["progress"] == {"committed": 4, "total": 9, "views": 1, "writer": None}
