@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 import tomllib
@@ -24,6 +25,7 @@ from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.teacher_training import TeacherConfig, train_teacher
 from pipelines.teacher_sweep.metrics import METRICS, rank_correlation, similarity_metrics
 from pipelines.teacher_sweep.permuted import write_permuted
+from pipelines.teacher_sweep.shrink import write_small
 
 HERE = Path(__file__).parent
 WITHIN = 0.02  # the selector looks at teachers this close to the best validation accuracy
@@ -71,33 +73,45 @@ def load_sweeps(scale: str, only: str, *, data_root: Path | None, folder: Path) 
     for name, table in tables.items():
         if only not in ("", name):
             continue
+        if (small := table.pop("small", None)) is not None:
+            data_root = write_small(name, folder / scale / name / "data.npz", data_root=data_root, **small)
         lists: dict[str, Any] = {key: tuple(table.pop(key)) for key in ("batch_sizes", "epochs", "seeds")}
-        made.append(Sweep(dataset=name, data_root=data_root, folder=folder / scale / name, **lists, **table))
+        made.append(
+            Sweep(
+                dataset=table.pop("dataset", name), data_root=data_root, folder=folder / scale / name, **lists, **table
+            )
+        )
     return made
+
+
+def trained_teacher(sweep: Sweep, batch_size: int) -> Path:
+    """The run folder of the teachers of one batch size; trained unless it is there."""
+    out = sweep.folder / f"teacher-b{batch_size}"
+    train_teacher(
+        TeacherConfig(
+            dataset=sweep.dataset,
+            data_root=sweep.data_root,
+            split=sweep.rows,
+            eval_split=sweep.val,
+            epochs=max(sweep.epochs),
+            batch_size=batch_size,
+            lr=learning_rate(sweep.teacher, batch_size),
+            keep_every=math.gcd(*sweep.epochs),
+            eval_every=math.gcd(*sweep.epochs),
+            schedule=sweep.teacher.get("schedule", "constant"),  # an early epoch is a teacher, not half a schedule
+            out=str(out),
+            resume=True,
+            **{name: value for name, value in sweep.teacher.items() if name not in ("schedule", "lr", "lr_batch")},
+        )
+    )
+    return out
 
 
 def make_cells(sweep: Sweep) -> list[Cell]:
     """Train one teacher per batch size, and dump each of its kept epochs once."""
     cells = []
     for batch_size in sweep.batch_sizes:
-        out = sweep.folder / f"teacher-b{batch_size}"
-        longest = max(sweep.epochs)
-        train_teacher(
-            TeacherConfig(
-                dataset=sweep.dataset,
-                data_root=sweep.data_root,
-                split=sweep.rows,
-                eval_split=sweep.val,
-                epochs=longest,
-                batch_size=batch_size,
-                keep_every=1,
-                eval_every=1,
-                schedule=sweep.teacher.get("schedule", "constant"),  # an early epoch is a teacher, not half a schedule
-                out=str(out),
-                resume=True,
-                **{name: value for name, value in sweep.teacher.items() if name != "schedule"},
-            )
-        )
+        out = trained_teacher(sweep, batch_size)
         figures = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         val = {line["epoch"]: float(line["test_top1"]) for line in figures if "test_top1" in line}
         for epochs in sweep.epochs:
@@ -124,6 +138,11 @@ def make_cells(sweep: Sweep) -> list[Cell]:
                 )
             )
     return cells
+
+
+def learning_rate(teacher: Mapping[str, Any], batch_size: int) -> float:
+    """The teacher's `lr` is that of batches of `lr_batch`; others have it times the root of their ratio."""
+    return float(teacher["lr"]) * math.sqrt(batch_size / teacher.get("lr_batch", batch_size))
 
 
 def _mean_doubt(store: str) -> float:
