@@ -6,11 +6,7 @@ quality of distillation follows the similarity information in the teacher's resp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import kdcache
@@ -71,6 +67,12 @@ def similarity_metrics(store: TargetStore, *, temperature: float, view: int = 0)
     return {**means, **_class_metrics(first, second, count)}
 
 
+def label_doubt(store: TargetStore, *, view: int = 0) -> float:
+    """Mean of 1 - p_y at T = 1 over all rows of a view: the eps of label smoothing that is as unsure of the label."""
+    doubt = sum(float((1 - targets.label_log_prob.exp()).sum()) for targets in store.batches(view=view))
+    return min(1.0, max(0.0, doubt / store.num_rows))
+
+
 def _class_metrics(first: Tensor, second: Tensor, count: Tensor) -> dict[str, float]:
     """From per-class sums of the non-target distributions (K, K), of their squared lengths (K,), and of rows (K,)."""
     seen = count > 0
@@ -95,18 +97,3 @@ def _without_label(log_prob: Tensor, label: Tensor) -> Tensor:
 
 def _entropy(log_prob: Tensor) -> Tensor:
     return -(log_prob.exp() * log_prob.clamp(min=-1e4)).sum(dim=1)
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rho; ties get their mean rank. NaN where one side is constant."""
-    a, b = _ranks(np.asarray(x, dtype=np.float64)), _ranks(np.asarray(y, dtype=np.float64))
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / size if size > 0 else float("nan")
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (ends - (counts - 1) / 2.0)[inverse]
-    return ranks

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-import kdcache
-from kdcache.store.verify import verify_store
 from pipelines.partial_kd.synthetic_data import CLASSES, GROUPS, class_directions, write_data
-from pipelines.teacher_sweep.metrics import rank_correlation, similarity_metrics
-from pipelines.teacher_sweep.permuted import write_permuted
-from tests.small_store import NUM_CLASSES, small_source, write_small_store
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -75,57 +68,3 @@ def test_synthetic_data_is_a_function_of_its_arguments(tmp_path: Path) -> None:
     one, two, other = (np.load(tmp_path / name / "data.npz") for name in "abc")
     assert all(np.array_equal(one[key], two[key]) for key in one)
     assert not np.array_equal(one["train_inputs"], other["train_inputs"])
-
-
-def test_teacher_sweep_runs(tmp_path: Path) -> None:
-    told = _run("pipelines.teacher_sweep.run", "--scale", "smoke", "--folder", str(tmp_path))
-    document = json.loads((tmp_path / "smoke" / "digit-pairs" / "rows.json").read_text())
-    rows = {row["name"]: row for row in document["teachers"]}
-    assert set(rows) == {"b32-e1", "b32-e4", "b256-e1", "b256-e4"}
-    assert rows["b32-e4"]["val_accuracy"] > rows["b32-e1"]["val_accuracy"]
-    assert rows["b32-e4"]["effective_classes"] < rows["b32-e1"]["effective_classes"] <= 100
-    for arms in document["tests"].values():
-        assert statistics.mean(arms["true"]) > statistics.mean(arms["permuted"]), "permuted targets taught as much"
-    assert "Selector: b32-e4" in told
-
-
-def test_metrics_agree_with_the_dense_definition(tmp_path: Path) -> None:
-    source = small_source(300)
-    small = write_small_store(tmp_path / "s", source, topk=NUM_CLASSES, precision="exact")
-    found = similarity_metrics(kdcache.open_store(small.path), temperature=2.0)
-    prob = (small.logits / 2.0).softmax(dim=1).double().numpy()
-    entropy = -(prob * np.log(prob)).sum(axis=1)
-    top = np.sort(prob, axis=1)[:, ::-1]
-    other = prob.copy()
-    other[np.arange(300), source.labels] = 0
-    other /= other.sum(axis=1, keepdims=True)
-    means = np.stack([other[source.labels == c].mean(axis=0) for c in range(NUM_CLASSES)])
-    weight = np.bincount(source.labels) / 300
-    within = (weight * [other[source.labels == c].var(axis=0).sum() for c in range(NUM_CLASSES)]).sum()
-    between = (weight * ((means - weight @ means) ** 2).sum(axis=1)).sum()
-    assert found["effective_classes"] == pytest.approx(np.exp(entropy).mean(), rel=2e-3)
-    assert found["doubt"] == pytest.approx((1 - top[:, 0]).mean(), rel=2e-3)
-    assert found["top2_gap"] == pytest.approx((top[:, 0] - top[:, 1]).mean(), rel=2e-3, abs=1e-4)
-    assert found["between_within"] == pytest.approx(between / within, rel=1e-2)
-
-
-def test_a_permuted_store_keeps_the_best_class_and_every_confidence(tmp_path: Path) -> None:
-    source = small_source(300)
-    small = write_small_store(tmp_path / "s", source, topk=NUM_CLASSES)
-    write_permuted(small.path, tmp_path / "p", seed=0)
-    rows = torch.arange(300)
-    true, control = (kdcache.open_store(tmp_path / name).targets(rows) for name in "sp")
-    assert torch.equal(true.log_prob, control.log_prob)
-    assert torch.equal(true.index[:, 0], control.index[:, 0])
-    moved = (true.index[:, 1:] != control.index[:, 1:]).float().mean()
-    assert 0.6 < float(moved) < 1.0
-    assert not verify_store(tmp_path / "p", deep=True).problems
-    kept = control.log_prob[control.index == control.label[:, None]]
-    assert torch.equal(kept, control.label_log_prob)
-
-
-def test_rank_correlation_knows_ties_and_order() -> None:
-    assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1.0)
-    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
-    assert rank_correlation([1, 1, 2, 2], [1, 1, 2, 2]) == pytest.approx(1.0)
-    assert np.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
