@@ -11,7 +11,7 @@ from kdcache.html.markup import Attributes, Child, Html, element
 
 CELL = 40.0
 LEFT, TOP, RIGHT = 64.0, 6.0, 10.0
-LIGHT = 140  # of 255: above it the ground is dark and the number white
+LIGHT = 184  # of 255: on a darker ground white is easier to read than black (contrast 4.5 at least)
 PALEST, DARKEST = 20, 235  # the ends of the ramp would be the page's white and a black number's ground
 
 
@@ -75,7 +75,7 @@ def _cell(box: tuple[float, float, float], level: int, words: str, tip: str) -> 
         "x": round(x + width / 2, 2),
         "y": round(y + CELL / 2 + 4, 2),
         "text-anchor": "middle",
-        "style": f"fill:{'#ffffff' if level > LIGHT else '#1b2330'}",
+        "style": f"fill:{'#ffffff' if level > LIGHT else '#000000'}",
     }
     return element("g", {}, element("rect", ground), element("text", ink, words))
 
