@@ -18,7 +18,7 @@ from kdcache.store.info import describe
 from kdcache.teacher_training import TeacherConfig, train_teacher
 from pipelines.teacher_sweep.metrics import label_doubt, similarity_metrics
 from pipelines.teacher_sweep.permuted import write_permuted
-from pipelines.teacher_sweep.selector import Row, tested_rows
+from pipelines.teacher_sweep.selector import Row, under_test
 from pipelines.teacher_sweep.shrink import write_small
 from pipelines.teacher_sweep.sweep import Sweep, Teacher
 
@@ -121,7 +121,7 @@ def chosen_lr(sweep: Sweep, results: Mapping[str, Mapping[str, Any]]) -> float:
 
 def student_cells(sweep: Sweep, rows: Sequence[Row], lr: float) -> Iterator[Cell]:
     """Every student, seeds outermost so that an early stop leaves whole comparisons; arms of tested teachers last."""
-    tested = [row for row, _ in tested_rows(rows, sweep.tested)]
+    tested = [row for row, _ in under_test(rows, sweep.tested)]
     for seed in sorted({*sweep.seeds, *sweep.tested_seeds}):
         whom = rows if seed in sweep.seeds else tested
         for row in whom:

@@ -16,7 +16,7 @@ from kdcache.parallel import GridResult
 from pipelines.teacher_sweep.cells import ARMS, chosen_lr, student_name
 from pipelines.teacher_sweep.inference import half_width, permutation_p, pooled_sd, rank_correlation
 from pipelines.teacher_sweep.metrics import METRICS
-from pipelines.teacher_sweep.selector import STRUCTURE, WITHIN, Row, by_role, rows_of, select, tested_rows
+from pipelines.teacher_sweep.selector import STRUCTURE, WITHIN, Row, by_role, rows_of, select, under_test
 from pipelines.teacher_sweep.sweep import Sweep, Teacher
 
 
@@ -67,7 +67,7 @@ def gather(sweep: Sweep, grid: GridResult) -> Findings:
         return [100 * float(results[name]["accuracy"]) for name in names if name in results]
 
     students = {row.name: scores(row.teacher, "true") for row in rows}
-    tested = tested_rows(rows, sweep.tested)
+    tested = under_test(rows, sweep.tested)
     tests = {row.name: {arm: scores(row.teacher, arm) for arm in ARMS} for row, _ in tested}
     ce = scores(rows[0].teacher, "ce")
     controls = [found for arms in tests.values() for arm, found in arms.items() if arm != "true"]

@@ -71,7 +71,7 @@ def by_role(rows: Sequence[Row]) -> dict[str, Row]:
     return dict(zip(ROLES, candidates, strict=True))
 
 
-def tested_rows(rows: Sequence[Row], tested: Sequence[str]) -> list[tuple[Row, str]]:
+def under_test(rows: Sequence[Row], tested: Sequence[str]) -> list[tuple[Row, str]]:
     """Teachers put to the distillation hypothesis, each once, with the roles they have."""
     roles = by_role(rows)
     whom = rows if "all" in tested else [roles[name] for name in tested]

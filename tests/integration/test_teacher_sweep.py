@@ -21,7 +21,7 @@ from pipelines.teacher_sweep.inference import half_width, permutation_p, pooled_
 from pipelines.teacher_sweep.metrics import label_doubt, similarity_metrics
 from pipelines.teacher_sweep.permuted import write_permuted
 from pipelines.teacher_sweep.report import verdict
-from pipelines.teacher_sweep.selector import Row, by_role, select, tested_rows
+from pipelines.teacher_sweep.selector import Row, by_role, select, under_test
 from pipelines.teacher_sweep.shrink import held_out, write_small
 from pipelines.teacher_sweep.sweep import Teacher, load_sweeps
 from tests.small_store import NUM_CLASSES, small_source, write_small_store
@@ -144,12 +144,12 @@ def test_selector_takes_structure_only_from_accurate_teachers() -> None:
         "most-accurate": "b32-e24",
         "longest": "b32-e24",
     }
-    tested = tested_rows(rows, ("selected", "most-accurate", "longest"))
+    tested = under_test(rows, ("selected", "most-accurate", "longest"))
     assert [(row.name, roles) for row, roles in tested] == [
         ("b32-e8", "selected"),
         ("b32-e24", "most-accurate, longest"),
     ]
-    assert [row.name for row, _ in tested_rows(rows, ("all",))] == [row.name for row in rows]
+    assert [row.name for row, _ in under_test(rows, ("all",))] == [row.name for row in rows]
 
 
 def test_rank_correlation_knows_ties_and_order() -> None:
