@@ -97,4 +97,5 @@ def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks: NDArray[np.float64] = (ends - (counts - 1) / 2.0)[inverse]
-    return ranks - ranks.mean()
+    ranks -= ranks.mean()
+    return ranks

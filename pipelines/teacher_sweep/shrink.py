@@ -7,6 +7,7 @@ training part become the validation split, and the validation part becomes the t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +32,14 @@ def write_small(dataset: str, out: Path, *, data_root: Path | None, side: int, v
     train = open_dataset(dataset, split="train", root=data_root)
     test = open_dataset(dataset, split="val", root=data_root)
     held = held_out(train.labels, val_per_class)
-    images, arrays = _images(train, side), {}
+    images = _images(train, side)
+    arrays: dict[str, Any] = {"names": np.array(train.class_names)}
     for name, rows in (("train", ~held), ("val", held)):
         arrays[f"{name}_images"], arrays[f"{name}_labels"] = images[rows], train.labels[rows]
     arrays["test_images"], arrays["test_labels"] = _images(test, side), test.labels
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part.npz")
-    np.savez(part, names=np.array(train.class_names), **arrays)
+    np.savez(part, **arrays)
     part.rename(out)
     return out
 

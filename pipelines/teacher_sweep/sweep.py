@@ -172,7 +172,7 @@ def load_sweeps(scale: str, only: str, *, data_root: Path | None, folder: Path) 
 
 
 def _sweep(name: str, scale: str, table: Mapping[str, Any], data_root: Path | None, folder: Path) -> Sweep:
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     student = dict(given.pop("student"))
     rates = student.pop("lr")
     return Sweep(
