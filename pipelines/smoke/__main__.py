@@ -1,5 +1,10 @@
 """`python -m pipelines.smoke`."""
 
+from __future__ import annotations
+
+import sys
+
 from pipelines.smoke.run import main
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())
