@@ -2,12 +2,12 @@
 
     python -m pipelines.partial_kd.ptb_teacher rnnlm.npz teacher.safetensors
 
-The NPZ file has names and layout of the code of "Deep Learning from Scratch 2" (MIT), gates in the order f, g, i, o.
+Give the result to `python -m pipelines.partial_kd.run --data ptb --teacher-weights teacher.safetensors`. The NPZ file has names and layout of the code of "Deep Learning from Scratch 2" (MIT), gates in the order f, g, i, o.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -48,5 +48,17 @@ def published_model(file: Path) -> LstmLanguageModel:
     return model.eval()
 
 
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="NPZ", help="the published weights")
+    parser.add_argument("out", type=Path, metavar="SAFETENSORS", help="where the weights of lstm-100 go")
+    arguments = parser.parse_args()
+    if not arguments.source.is_file():
+        parser.error(f"{arguments.source}: no such file; expected the NPZ file of a published model")
+    save_weights(published_model(arguments.source), arguments.out, {"recipe": arguments.source.name})
+    print(arguments.out)
+
+
 if __name__ == "__main__":
-    save_weights(published_model(Path(sys.argv[1])), Path(sys.argv[2]), {"recipe": Path(sys.argv[1]).name})
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,22 @@ def _run(module: str, *words: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+COMMANDS = sorted(
+    path for path in (ROOT / "pipelines").rglob("*.py") if 'if __name__ == "__main__"' in path.read_text()
+)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.stem))
+def test_every_command_says_what_it_wants(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
 
 
 def test_synthetic_recipe_runs_and_skips_what_is_done(tmp_path: Path) -> None:
