@@ -125,7 +125,7 @@ def measure(name: str, source: DataSource, *, weights: str, repeats: int) -> dic
         def dump() -> None:
             shutil.rmtree(place, ignore_errors=True)
             with StoreWriter.open(place, manifest, static=teacher.static) as writer:
-                run.fill(writer, writer.pending, batch_size=case.batch_size)
+                run.fill(writer, batch_size=case.batch_size)
 
         pairs = paired_seconds(bare, dump, repeats=repeats)
         with StoreWriter.open(place, manifest, static=teacher.static) as writer:

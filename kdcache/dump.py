@@ -55,7 +55,9 @@ class DumpResult:
         store: path or URL of the sealed store.
         reused: True when a covering store was found and no teacher was run.
         rows_written: rows forwarded in this call.
-        seconds: wall time of the forward passes, writing and sealing.
+        seconds: wall time of the teacher's making, the forward passes, writing and sealing.
+        stages: where these went: "prepare" (build the teacher, probe it, open the store), "forward" (ask about every
+            row, encode and write beside it) and "seal" (read everything back and seal); empty when nothing was run.
         quality: the teacher's top-1 and NLL (nats) on the stored rows.
     """
 
@@ -66,6 +68,7 @@ class DumpResult:
     seconds: float
     quality: Mapping[str, Any] = field(default_factory=dict)
     root_digest: str = ""
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, place: str, manifest: StoreManifest, *, rows: int = 0, seconds: float = 0.0) -> DumpResult:
@@ -116,7 +119,7 @@ def dump_teacher(config: DumpConfig) -> DumpResult:
 
 
 def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
-    started = time.perf_counter()
+    clock = _Clock()
     name = rank.run if rank is not None else uuid.uuid4().hex
     device = rank.device(config.device) if rank is not None else config.device
     teacher = plan.teacher.load(plan.source, choose_device(device))
@@ -132,6 +135,7 @@ def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
         StoreWriter.open(folder, manifest, static=teacher.static) as writer,
     ):
         rows = sum(block.rows for block in writer.pending)
+        clock.ended("prepare")
         _announce(writer, plan, writer.pending)
         with Progress(rows, "rows", label="dump-teacher") as progress:
             if team is not None:
@@ -142,14 +146,32 @@ def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
                 fill = partial(_fill_with_ranks, writer, rank, folder, run, progress)
             else:
                 fill = partial(_fill_alone, writer, run, progress)
-            sealed = _fill_and_seal(config, plan, writer, fill)
-    return DumpResult.of(plan.location, sealed, rows=rows, seconds=time.perf_counter() - started)
+            sealed = _fill_and_seal(config, plan, writer, fill, clock)
+    clock.ended("seal")  # with what a URL still has to receive
+    done = DumpResult.of(plan.location, sealed, rows=rows, seconds=sum(clock.stages.values()))
+    return replace(done, stages=clock.stages)
 
 
-def _fill_and_seal(config: DumpConfig, plan: DumpPlan, writer: StoreWriter, fill: Callable[[], None]) -> StoreManifest:
+class _Clock:
+    """Seconds of each stage; a stage that is repeated adds up."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def ended(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def _fill_and_seal(
+    config: DumpConfig, plan: DumpPlan, writer: StoreWriter, fill: Callable[[], None], clock: _Clock
+) -> StoreManifest:
     """Fill, look at the whole and seal; blocks whose bytes are not as committed are asked for again."""
     for attempt in range(ROUNDS):
         fill()
+        clock.ended("forward")
         try:
             final = stored_quality(writer)
             final.check(plan.data, allow_weak=config.allow_weak_teacher)
