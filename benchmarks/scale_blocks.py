@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,13 +55,11 @@ def _rows(manifest: StoreManifest, rows: int) -> Any:
 
 def create(root: Path, blocks: int) -> Found:
     """A new store: the coordinator opens and shares it, a worker joins and claims, half of the blocks being done."""
-    manifest, found = manifest_of(blocks), {}
-
-    def opened() -> None:
-        found["writer"] = StoreWriter.open(root, manifest)
-
-    seconds: Found = {"open_new_s": seconds_of(opened)}
-    writer: StoreWriter = found["writer"]
+    manifest = manifest_of(blocks)
+    writers: list[StoreWriter] = []
+    joined: list[JoinedWriter | None] = []
+    seconds: Found = {"open_new_s": seconds_of(lambda: writers.append(StoreWriter.open(root, manifest)))}
+    writer = writers[0]
     with writer:
         seconds["share_s"] = seconds_of(lambda: writer.share("bench"))
         seconds["session_bytes"] = (root / SESSION_FILE).stat().st_size
@@ -71,8 +70,10 @@ def create(root: Path, blocks: int) -> Found:
         seconds["coordinator_first_look_s"] = seconds_of(writer.refresh)
         seconds["coordinator_next_look_s"] = seconds_of(writer.refresh)
         seconds["claim_alone_ms"] = 1000 / CLAIMS * seconds_of(lambda: [writer.claim(0) for _ in range(CLAIMS)])
-        seconds["join_s"] = seconds_of(lambda: found.update(joined=JoinedWriter.join(root, run="bench")))
-        with found["joined"] as worker:
+        seconds["join_s"] = seconds_of(lambda: joined.append(JoinedWriter.join(root, run="bench")))
+        worker = joined[0]
+        assert worker is not None
+        with worker:
             seconds["worker_views_left_s"] = seconds_of(worker.views_left)
             seconds["worker_claim_ms"] = 1000 / CLAIMS * seconds_of(lambda: [worker.claim(0) for _ in range(CLAIMS)])
     seconds["read_session_s"] = seconds_of(lambda: read_session(root))
@@ -130,7 +131,7 @@ def listing(root: Path, blocks: int) -> Found:
     layout = layout_of(manifest_of(blocks))
     folder = root / layout[LISTED].chunk_path(0)
     folder.mkdir(parents=True, exist_ok=True)
-    made = seconds_of(lambda: [(folder / str(number)).touch() for number in range(blocks)])
+    made = seconds_of(lambda: [os.close(os.open(folder / str(number), os.O_CREAT)) for number in range(blocks)])
     strangers: list[Any] = []
     taken = seconds_of(lambda: strangers.extend(unexpected_files(root, layout)))
     assert not strangers, strangers[:3]
@@ -143,8 +144,8 @@ def clear(root: Path, blocks: int) -> Found:
 
 
 STEPS: dict[str, Callable[[Path, int], Found]] = {
-    "create": create, "resume": resume, "reopen": reopen, "seal": seal, "read": read, "listing": listing, "clear": clear,
-}  # fmt: skip
+    step.__name__: step for step in (create, resume, reopen, seal, read, listing, clear)
+}
 
 
 def _record(number: int) -> ledger.Record:

@@ -8,6 +8,7 @@ whether its answers are worth keeping.
 from __future__ import annotations
 
 import gc
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kdcache.canonical import to_json
 from kdcache.coordination import Coordinator, Team, coordinate
@@ -255,22 +257,28 @@ def _announce(writer: StoreWriter, plan: DumpPlan, pending: tuple[BlockId, ...])
 
 
 def stored_quality(writer: StoreWriter) -> TeacherQuality:
-    """The teacher's quality over all committed rows of view 0, read back from the store.
+    """The teacher's quality over all committed rows of view 0, read back from the store block by block.
 
     Of mixed rows the label of the larger share counts, and both labels' log-probabilities weighted by lambda.
     """
-    kept = ("topk_index", "label", "label_log_prob", "view_params", "partner_label_log_prob")
-    parts = []
-    for block in blocks_of_view(writer.manifest, 0):
+    manifest = writer.manifest
+    mixed = mixes(manifest.views) and "partner_label_log_prob" in manifest.codec.fields
+    labels = _stored_labels(writer) if mixed else None  # a partner may be any row
+    right, sums = 0, []
+    for block in blocks_of_view(manifest, 0):
         columns = writer.read_block(block)
-        parts.append(
-            {name: columns[name] for name in kept if name in columns} | {"topk_index": columns["topk_index"][:, 0]}
-        )
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    label, log_prob = whole["label"], whole["label_log_prob"].astype(np.float64)
-    if mixes(writer.manifest.views) and "partner_label_log_prob" in whole:
-        mix = recorded_mixing(writer.manifest.views, whole["view_params"], num_rows=len(label))
-        label = np.where(mix.weight < 0.5, label[mix.partner], label)
-        log_prob = mix.weight * log_prob + (1 - mix.weight) * whole["partner_label_log_prob"].astype(np.float64)
-    rows = len(label)
-    return TeacherQuality(rows=rows, top1=int((whole["topk_index"] == label).sum()) / rows, nll=-float(log_prob.mean()))
+        label, log_prob = columns["label"], columns["label_log_prob"].astype(np.float64)
+        if labels is not None:
+            mix = recorded_mixing(manifest.views, columns["view_params"], num_rows=len(labels))
+            label = np.where(mix.weight < 0.5, labels[mix.partner], label)
+            second = columns["partner_label_log_prob"].astype(np.float64)
+            log_prob = mix.weight * log_prob + (1 - mix.weight) * second
+        right += int((columns["topk_index"][:, 0] == label).sum())
+        sums.append(float(log_prob.sum()))
+    rows = manifest.dataset.num_rows
+    return TeacherQuality(rows=rows, top1=right / rows, nll=-math.fsum(sums) / rows)
+
+
+def _stored_labels(writer: StoreWriter) -> NDArray[Any]:
+    """(N,) labels of every row."""
+    return np.concatenate([writer.read_block(block)["label"] for block in blocks_of_view(writer.manifest, 0)])

@@ -177,6 +177,15 @@ class TeacherRun:
         for logits, rows in self.forward(batches, view=view):
             yield self._encode(logits, rows, view, check=True)
 
+    def columns(self, batches: Iterable[NDArray[np.int64]], *, view: int) -> dict[str, NDArray[np.generic]]:
+        """Everything a store would hold of these rows, in the order given: array name -> (rows, ...) on the host."""
+        kept = list(batches)
+        parts = [
+            {**{name: column.numpy() for name, column in batch.columns().items()}, **self._known_columns(rows, view)}
+            for batch, rows in zip(self.encoded(kept, view=view), kept, strict=True)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
     def fill(
         self,
         writer: BlockSink,

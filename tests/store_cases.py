@@ -121,3 +121,9 @@ def store_bytes(location: Path) -> dict[str, bytes]:
     """Every file of a store but its work folder: what must be equal for two stores to be bit-identical."""
     files = (path for path in sorted(location.rglob("*")) if path.is_file())
     return {str(path.relative_to(location)): path.read_bytes() for path in files if ".kdcache" not in path.parts}
+
+
+def bytes_and_files(location: Path) -> tuple[int, int]:
+    """Bytes and number of a store's files but those of its work folder."""
+    sizes = [path.stat().st_size for path in location.rglob("*") if path.is_file() and ".kdcache" not in path.parts]
+    return sum(sizes), len(sizes)

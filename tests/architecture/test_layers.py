@@ -18,6 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "worker_processes",
             "dump_plan",
             "dump_estimate",
+            "cost_model",
             "replay",
             "teacher_run",
             "block_pipe",
