@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.cost_model import StoreSize, dump_time, measured_rates, push_requests, store_size
+from kdcache.cost_model import StoreSize, measured_rates, store_size
+from kdcache.cost_of_use import dump_time, push_requests
 from kdcache.devices import choose_device
 from kdcache.dump_plan import DumpConfig, DumpPlan, new_manifest, plan_dump
 from kdcache.progress import counted, duration

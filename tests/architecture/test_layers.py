@@ -19,6 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "dump_plan",
             "dump_estimate",
             "cost_model",
+            "cost_of_use",
             "replay",
             "teacher_run",
             "block_pipe",

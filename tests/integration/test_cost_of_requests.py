@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.cost_model import (
+from kdcache.cost_model import store_size
+from kdcache.cost_of_use import (
     Requests,
     open_requests,
     pull_requests,
     push_requests,
-    store_size,
     verify_requests,
     view_requests,
 )

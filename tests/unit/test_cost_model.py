@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cost_model import (
+from kdcache.cost_model import expected_rates, measured_rates, planned_manifest, store_size
+from kdcache.cost_of_use import (
     Prices,
     dump_time,
-    expected_rates,
-    measured_rates,
     money,
-    planned_manifest,
     pull_requests,
     push_requests,
-    store_size,
 )
 from kdcache.loader.target_store import _Table, open_store
 from kdcache.store.layout import layout_of
