@@ -5,6 +5,7 @@ Tasks get and return text; what they do is the caller's function, which must be 
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from kdcache.errors import ConfigError, RemoteError
 from kdcache.progress import note
 
 CONNECT_SECONDS = 10
+ANSWER_SECONDS = 60  # a cable that was pulled gives no error; dask itself notices after about 30 s
 CLOSE_SECONDS = 3
 LONELY_SECONDS = 30.0
 
@@ -50,7 +52,8 @@ class DaskCluster:
         try:
             if not self.runs:
                 raise self._lost()
-            found = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
+            ask = self._client.scheduler.identity
+            found = self._client.sync(ask, n_workers=-1, callback_timeout=ANSWER_SECONDS)["workers"]
         except (OSError, TimeoutError) as error:
             raise self._lost() from error
         if found:
@@ -103,6 +106,13 @@ class DaskCluster:
         return RemoteError(f"{self.scheduler}: the Dask scheduler was lost; {self._kept}", hint=self._again)
 
 
+def _silence_dask() -> None:
+    """Let a lost scheduler be one error, ours: dask logs tracebacks of its own attempts to reconnect."""
+    for name in tuple(logging.root.manager.loggerDict):
+        if name == "distributed" or name.startswith("distributed."):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _connect(scheduler: str) -> Any:
     try:
         from distributed import Client
@@ -110,6 +120,7 @@ def _connect(scheduler: str) -> Any:
         raise ConfigError(
             f"--dask {scheduler}: dask.distributed is not installed here", hint="pip install 'kdcache[dask]'"
         ) from error
+    _silence_dask()
     try:
         connect: Any = Client  # untyped where it is installed, unknown where it is not
         return connect(scheduler, timeout=CONNECT_SECONDS, set_as_default=False, name="kdcache")

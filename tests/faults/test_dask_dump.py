@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -38,11 +38,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @contextmanager
-def process(folder: Path, *words: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the cluster; it is ended at the end."""
+def process(folder: Path, *words: str, name: str, inside: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the cluster; it is ended at the end. `inside` is a command that runs another one."""
     with (folder / f"{name}.log").open("wb") as log:
         started = subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=folder, env={**os.environ, **ELSEWHERE}, stdout=log, stderr=log
+            [*inside, sys.executable, "-m", *words],
+            cwd=folder,
+            env={**os.environ, **ELSEWHERE},
+            stdout=log,
+            stderr=log,
         )
     try:
         yield started
@@ -54,11 +58,11 @@ def process(folder: Path, *words: str, name: str) -> Iterator[subprocess.Popen[b
 class Cluster:
     """A scheduler and workers, each a process; workers have no nanny, so that a kill is a kill."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, *, host: str = "127.0.0.1") -> None:
         self.folder, self._stack = folder, stack
         self.workers: list[subprocess.Popen[bytes]] = []
         self.file = folder / "scheduler.json"
-        words = ("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        words = ("distributed.cli.dask_scheduler", "--host", host, "--port", "0", "--no-dashboard")
         self.scheduler = stack.enter_context(
             process(folder, *words, "--scheduler-file", str(self.file), name="scheduler")
         )
@@ -67,13 +71,13 @@ class Cluster:
             time.sleep(0.05)
         self.address = str(json.loads(self.file.read_text())["address"])
 
-    def add_worker(self) -> None:
-        """Start one more worker."""
+    def add_worker(self, *more: str, inside: Sequence[str] = ()) -> None:
+        """Start one more worker, with more options, inside of another command."""
         number = len(self.workers)
         words = ("distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads", "1", "--no-dashboard")
         folder = self.folder / f"worker-{number}"  # not where the data is: paths must be absolute
         folder.mkdir()
-        worker = process(folder, *words, "--death-timeout", "30", name="worker")
+        worker = process(folder, *words, "--death-timeout", "30", *more, name="worker", inside=inside)
         self.workers.append(self._stack.enter_context(worker))
 
 

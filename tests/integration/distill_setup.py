@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,17 +65,23 @@ def write_data_and_store(folder: Path, *, rows: int = 300, topk: int = 3) -> Sma
     return write_small_store(folder / "store.zarr", source, topk=topk, card=str(card))
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `python ARGUMENTS` in a folder, with this checkout importable and one thread."""
+def start(
+    folder: Path, *arguments: str, inside: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start `python ARGUMENTS` in a folder, with this checkout importable and one thread.
+
+    `inside` is a command that runs another one, `variables` are added to the environment.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "KDCACHE_DATA_ROOT": str(folder),
         "KDCACHE_CACHE_DIR": str(folder / "cache"),
+        **(variables or {}),
     }
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [*inside, sys.executable, *arguments],
         cwd=folder,
         env=environment,
         text=True,

@@ -1,0 +1,168 @@
+"""Dumps on a Dask cluster whose network fails: a real link between two network namespaces that loses every packet.
+
+Nothing is reset and no port is closed, as when a cable is pulled: both ends must find out by themselves. The disk is
+shared all the time; the network between two machines can fail without their file server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from kdcache.store.verify import verify_store
+from tests.faults.test_dask_dump import Cluster
+from tests.faults.test_dump_faults import one_error
+from tests.faults.test_shared_dump import VIEWS, wait_for_blocks
+from tests.integration.distill_setup import finish, start
+from tests.integration.small_world import World, make_world
+from tests.store_cases import store_bytes
+
+pytest.importorskip("distributed", reason="the extra dask is not installed")
+pytestmark = pytest.mark.slow
+NOWHERE = "02:00:00:00:00:99"  # a hardware address that nobody has
+QUICK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "6s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "6s"}
+
+
+class Link:
+    """A network namespace and the cable to it."""
+
+    def __init__(self, number: int) -> None:
+        self.namespace, self.device, self._far = f"kdc{number}", f"kdc{number}a", f"kdc{number}b"
+        self.here, self.there = f"10.231.{number}.1", f"10.231.{number}.2"
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """What runs a command at the far end."""
+        return ("ip", "netns", "exec", self.namespace)
+
+    def cut(self) -> None:
+        """Lose every packet, silently: both ends send to a hardware address that nobody has."""
+        for words, address, device in self._ends():
+            _ip(*words, "neigh", "replace", address, "lladdr", NOWHERE, "nud", "permanent", "dev", device)
+
+    def mend(self) -> None:
+        """Let packets through again."""
+        for words, address, device in self._ends():
+            _ip(*words, "neigh", "del", address, "dev", device)
+
+    def _ends(self) -> tuple[tuple[tuple[str, ...], str, str], ...]:
+        return ((), self.there, self.device), (("-n", self.namespace), self.here, self._far)
+
+    def up(self) -> None:
+        """Make the namespace, the cable and the addresses."""
+        _ip("netns", "add", self.namespace)
+        _ip("link", "add", self.device, "type", "veth", "peer", "name", self._far, "netns", self.namespace)
+        _ip("addr", "add", f"{self.here}/24", "dev", self.device)
+        _ip("link", "set", self.device, "up")
+        _ip("-n", self.namespace, "addr", "add", f"{self.there}/24", "dev", self._far)
+        _ip("-n", self.namespace, "link", "set", self._far, "up")
+        _ip("-n", self.namespace, "link", "set", "lo", "up")
+
+    def down(self) -> None:
+        """Remove all of it."""
+        subprocess.run(["ip", "link", "del", self.device], check=False, capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.namespace], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    """A link; the test is skipped where namespaces cannot be made."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    link = Link(os.getpid() % 250)
+    try:
+        link.up()
+    except OSError as error:
+        link.down()
+        pytest.skip(f"no network namespaces here: {error}")
+    try:
+        yield link
+    finally:
+        link.down()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Data and teachers, and the store of the slow one as a single process makes it."""
+    world = make_world(tmp_path_factory.mktemp("world"))
+    straight = world.dump("slow", out=str(world.folder / "straight.zarr"))
+    finish(start(world.folder, "-m", "kdcache", *straight, *VIEWS, "-q", variables={"KDCACHE_TEST_CALM": "1"}))
+    return world
+
+
+@contextmanager
+def cluster_over(link: Link, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster with one worker, at this end of the link."""
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+    with ExitStack() as stack:
+        cluster = Cluster(folder, stack, host=link.here)
+        cluster.add_worker("--host", link.here)
+        yield cluster
+
+
+def dump_words(world: World, store: Path, cluster: Cluster) -> list[str]:
+    words = world.dump("slow", out=str(store))
+    return ["-m", "kdcache", *words, *VIEWS, "--json", "--dask", cluster.address]
+
+
+def test_a_worker_that_nobody_reaches_loses_nothing(
+    world: World, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The far worker keeps the disk and loses the network: its blocks count, and the dump ends as it should."""
+    store = tmp_path / "store.zarr"
+    with cluster_over(link, tmp_path, monkeypatch) as cluster:
+        cluster.add_worker("--host", link.there, inside=link.inside)
+        client = start(world.folder, *dump_words(world, store, cluster))
+        wait_for_blocks(client, store, 2)
+        link.cut()
+        assert json.loads(finish(client))["rows_written"] == 4 * 700
+    assert store_bytes(store) == store_bytes(world.folder / "straight.zarr")
+
+
+def test_a_short_interruption_is_waited_out(
+    world: World, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is cut off for less than dask's patience: no error, the same store."""
+    store = tmp_path / "store.zarr"
+    with cluster_over(link, tmp_path, monkeypatch) as cluster:
+        client = start(world.folder, *dump_words(world, store, cluster), inside=link.inside)
+        wait_for_blocks(client, store, 2)
+        link.cut()
+        wait_for_blocks(client, store, 4)  # the worker goes on meanwhile
+        link.mend()
+        assert json.loads(finish(client))["rows_written"] == 4 * 700
+    assert store_bytes(store) == store_bytes(world.folder / "straight.zarr")
+
+
+def test_a_client_that_is_cut_off_ends_with_one_error_and_is_continued(
+    world: World, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives the store free, the worker notices and lives on, and the same command from elsewhere ends the work."""
+    store = tmp_path / "store.zarr"
+    with cluster_over(link, tmp_path, monkeypatch) as cluster:
+        client = start(world.folder, *dump_words(world, store, cluster), inside=link.inside)
+        wait_for_blocks(client, store, 2)
+        link.cut()
+        _, err = client.communicate(timeout=200)
+        assert client.returncode == 5, err
+        one_error(err, "scheduler was lost", "continues")
+        report = verify_store(store)
+        assert (report.exit_code, report.problems) == (3, ())
+        result = json.loads(finish(start(world.folder, *dump_words(world, store, cluster))))
+        assert result["rows_written"] < 4 * 700
+        assert cluster.workers[0].poll() is None
+    assert store_bytes(store) == store_bytes(world.folder / "straight.zarr")
