@@ -120,7 +120,12 @@ class TeacherRun:
             self._reader = TokenReader(source, context=context_of(teacher.spec.preprocessing), device=teacher.device)
         else:
             self._reader = InputReader(
-                source, teacher.preprocessing, policy, workers=decode_workers, device=teacher.device
+                source,
+                teacher.preprocessing,
+                policy,
+                workers=decode_workers,
+                device=teacher.device,
+                take_digests=True,
             )
 
     @classmethod
@@ -261,10 +266,9 @@ class TeacherRun:
         return {field: taken[name].to(types[feature_type(field)]) for name, field in self._fields.items()}
 
     def _known_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
-        columns: dict[str, NDArray[np.generic]] = {}
-        if view == 0:
+        columns = dict(self._reader.view_columns(rows, view))
+        if view == 0 and "row_digest" not in columns:
             columns["row_digest"] = row_digests(self._source, rows)
-        columns.update(self._reader.view_columns(rows, view))
         return columns
 
     def _check_shape(self, logits: Tensor, rows: int) -> None:

@@ -74,7 +74,11 @@ class FileSource:
         Raises:
             IncompatibleError: the file is not an image, or is cut short.
         """
-        return decode_image(self.raw(row), subject=f"{self.folder / self.paths[row]} (row {row})")
+        return self.example_from_raw(row, self.raw(row))
+
+    def example_from_raw(self, row: int, raw: bytes) -> NDArray[np.generic]:
+        """The image in the file's bytes, which were read already; as `example`."""
+        return decode_image(raw, subject=f"{self.folder / self.paths[row]} (row {row})")
 
     def fingerprint(self) -> str:
         """Hex sha256 of every file's path, size and modification time: changes whenever the content may have."""

@@ -38,10 +38,25 @@ def row_digests(source: DataSource, rows: Iterable[int] | NDArray[np.integer]) -
     chosen = [int(row) for row in rows]
     if source.identity == "weak":
         return np.zeros(len(chosen), dtype=np.uint16)
-    checksums = np.fromiter(
-        (google_crc32c.value(source.raw(row)) for row in chosen), dtype=np.uint32, count=len(chosen)
-    )
+    return digests_of((source.raw(row) for row in chosen), count=len(chosen))
+
+
+def digests_of(raw: Iterable[bytes], *, count: int) -> NDArray[np.uint16]:
+    """(count,) uint16: the same digests from raw examples that were read already."""
+    checksums = np.fromiter((google_crc32c.value(content) for content in raw), dtype=np.uint32, count=count)
     return ((checksums >> 16) ^ (checksums & 0xFFFF)).astype(np.uint16)
+
+
+def read_with_digests(
+    source: DataSource, rows: Iterable[int] | NDArray[np.integer]
+) -> tuple[list[NDArray[np.generic]], NDArray[np.uint16]]:
+    """Decoded examples and their digests; what can decode bytes that were read (files) is read once for both."""
+    decode = getattr(source, "example_from_raw", None)
+    if source.identity == "weak" or decode is None:
+        return [source.example(int(row)) for row in rows], row_digests(source, rows)
+    raw = [source.raw(int(row)) for row in rows]
+    examples = [decode(int(row), content) for row, content in zip(rows, raw, strict=True)]
+    return examples, digests_of(raw, count=len(raw))
 
 
 def content_digest(source: DataSource) -> str:

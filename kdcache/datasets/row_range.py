@@ -86,6 +86,11 @@ class RangeSource:
         """The decoded example of the part's row."""
         return self._source.example(self._start + row)
 
+    def example_from_raw(self, row: int, raw: bytes) -> NDArray[np.generic]:
+        """The decoded example of bytes that were read already, where the data set behind can do that."""
+        decode = getattr(self._source, "example_from_raw", None)
+        return self.example(row) if decode is None else decode(self._start + row, raw)
+
     def fingerprint(self) -> str:
         """Changes whenever the content may have; empty when the data set behind cannot tell."""
         behind = getattr(self._source, "fingerprint", None)

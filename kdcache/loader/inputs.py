@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdcache.datasets.identity import row_digests
+from kdcache.datasets.identity import read_with_digests, row_digests
 from kdcache.datasets.sequences import is_sequence
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.devices import to_device
@@ -44,6 +44,7 @@ class InputReader:
         device: where the inputs come out.
         stored_params: (rows, view) -> (B, W) uint8, the outcomes a store recorded; they are replayed instead of drawn
             again.
+        take_digests: digest the raw examples of view 0 where they are decoded, for `view_columns`: each is read once.
 
     A policy that mixes examples gives mixed inputs; the partner's label is in the store's targets (`SoftTargets.mix`).
     """
@@ -57,6 +58,7 @@ class InputReader:
         workers: int = 0,
         device: torch.device | str = "cpu",
         stored_params: Callable[[NDArray[np.int64], int], NDArray[np.uint8]] | None = None,
+        take_digests: bool = False,
     ) -> None:
         if is_sequence(source):
             raise ConfigError(
@@ -64,6 +66,7 @@ class InputReader:
                 hint="read them with kdcache.loader.tokens.TokenReader, or streams with segment_of (docs/tokens.md)",
             )
         self._stored_params = stored_params
+        self._take_digests = take_digests
         self._source = source
         self._preprocessing = preprocessing
         self._policy = policy
@@ -75,8 +78,8 @@ class InputReader:
         self._decoder = None if self._array is not None else _Decoder(source, preprocessing, policy)
         self._requests = _Requests()
         self._loader = self._build_loader(workers)
-        # outcomes of the latest batches: whoever reads ahead asks for their columns a few batches later
-        self._latest: deque[tuple[NDArray[np.int64], int, NDArray[np.uint8]]] = deque(maxlen=LATEST_BATCHES)
+        # of the latest batches: whoever reads ahead asks for their columns a few batches later
+        self._latest: deque[tuple[NDArray[np.int64], int, _Columns]] = deque(maxlen=LATEST_BATCHES)
 
     @property
     def policy(self) -> ViewPolicy | None:
@@ -116,7 +119,8 @@ class InputReader:
             return
         for inputs, batch in read_mixed(lambda needed: self._plain(needed, digests), asked, self._drawn_mix):
             if self._latest:  # of rows and partners
-                self._latest[-1] = (batch.rows, batch.view, self._latest[-1][2][batch.own])
+                kept = {name: values[batch.own] for name, values in self._latest[-1][2].items()}
+                self._latest[-1] = (batch.rows, batch.view, kept)
             yield inputs, batch.rows
 
     def mixing(self, rows: NDArray[np.int64], view: int) -> Mix | None:
@@ -140,15 +144,19 @@ class InputReader:
         return self._decoded(asked, digests) if self._array is None else self._gathered(self._array, asked, digests)
 
     def view_columns(self, rows: NDArray[np.int64], view: int) -> Mapping[str, NDArray[np.generic]]:
-        """The store columns that record which random choices made a view of these rows; empty without a policy."""
-        if self._policy is None:
-            return {}
-        for seen, its_view, params in tuple(self._latest):
+        """The store columns that are known of these rows: `view_params`, what made their view; `row_digest` of view 0.
+
+        Without a policy, and without `take_digests`, they are left out.
+        """
+        for seen, its_view, columns in tuple(self._latest):
             if its_view == view and np.array_equal(seen, rows):
-                return {"view_params": params}
+                return columns
+        digests = {"row_digest": row_digests(self._source, rows)} if self._take_digests and view == 0 else {}
+        if self._policy is None:
+            return digests
         sizes = np.stack([_size(self._source.example(int(row)).shape) for row in rows])
         outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
-        return {"view_params": self._policy.pack(outcomes)}
+        return {**digests, "view_params": self._policy.pack(outcomes)}
 
     def _gathered(
         self,
@@ -158,8 +166,11 @@ class InputReader:
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         size = np.array(array.shape[-2:], dtype=np.int64)
         for rows, view in asked:
+            columns: _Columns = {}
+            if digests is not None or (self._take_digests and view == 0):
+                columns["row_digest"] = row_digests(self._source, rows)
             if digests is not None:
-                _check_digests(self._source, rows, row_digests(self._source, rows), digests)
+                _check_digests(self._source, rows, columns["row_digest"], digests)
             inputs = torch.index_select(array, 0, torch.from_numpy(rows).to(array.device, non_blocking=True))
             if self._policy is not None:
                 sizes = np.broadcast_to(size, (len(rows), 2))
@@ -167,10 +178,11 @@ class InputReader:
                     outcomes = self._policy.unpack(self._stored_params(rows, view))
                 else:
                     outcomes = self._policy.sample(rows, view, sizes=sizes, num_rows=len(self._source))
-                self._latest.append((rows, view, self._policy.pack(outcomes)))
+                columns["view_params"] = self._policy.pack(outcomes)
                 if self.views_on is not None:  # an array too large for the device: its uint8 rows go there first
                     inputs = to_device(inputs, self.views_on)
                 inputs = self._policy.apply_batch(inputs, outcomes)
+            self._latest.append((rows, view, columns))
             yield self._preprocessing.batch(to_device(inputs, self._device)), rows
 
     def _decoded(
@@ -185,8 +197,10 @@ class InputReader:
             inputs, found, params = answer
             if digests is not None:
                 _check_digests(self._source, rows, found.numpy(), digests)
-            if params is not None:
-                self._latest.append((rows, view, params.numpy()))
+            columns: _Columns = {} if params is None else {"view_params": params.numpy()}
+            if self._take_digests and view == 0:
+                columns["row_digest"] = found.numpy()
+            self._latest.append((rows, view, columns))
             yield self._preprocessing.batch(to_device(inputs, self._device)), rows
 
     def _requests_for(
@@ -199,7 +213,8 @@ class InputReader:
         stored = self._stored_params if self._policy is not None else None
         for rows, view in asked:
             expected.append((rows, view))
-            yield _Request(rows=rows, view=view, digests=digests, params=stored(rows, view) if stored else None)
+            wanted = digests or (self._take_digests and view == 0)
+            yield _Request(rows=rows, view=view, digests=wanted, params=stored(rows, view) if stored else None)
 
     def _build_loader(self, workers: int) -> Iterable[_Answer]:
         if self._decoder is None:
@@ -234,6 +249,7 @@ class _Request:
     params: NDArray[np.uint8] | None
 
 
+_Columns = dict[str, NDArray[np.generic]]
 _Answer = tuple[Tensor, Tensor, Tensor | None] | KdcacheError
 
 
@@ -265,8 +281,12 @@ class _Decoder(Dataset[_Answer]):
 
     def _answer(self, request: _Request) -> _Answer:
         rows = request.rows
-        examples = [_as_tensor(self._source.example(int(row))) for row in rows]
-        shapes = [tuple(example.shape) for example in examples]
+        digests = np.zeros(0, dtype=np.uint16)
+        if request.digests:
+            decoded, digests = read_with_digests(self._source, rows)
+        else:
+            decoded = [self._source.example(int(row)) for row in rows]
+        examples = [_as_tensor(example) for example in decoded]
         params = None
         shapes = [tuple(example.shape[-2:]) for example in examples]
         if self._policy is not None:
@@ -278,7 +298,6 @@ class _Decoder(Dataset[_Answer]):
             examples = [self._policy.apply(example, outcomes[i]) for i, example in enumerate(examples)]
             params = torch.from_numpy(self._policy.pack(outcomes))
         sized = [self._to_model_size(example, size) for example, size in zip(examples, shapes, strict=True)]
-        digests = row_digests(self._source, rows) if request.digests else np.zeros(0, dtype=np.uint16)
         return self._stacked(sized, rows), torch.from_numpy(digests), params
 
     def _to_model_size(self, example: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -239,3 +239,40 @@ def test_views_made_on_a_gpu_are_the_cpus_bit_for_bit() -> None:
     for view in range(3):
         ((one, _),), ((other, _),) = here.batches([rows], view=view), there.batches([rows], view=view)
         assert torch.equal((one * 255).round(), (other * 255).round().cpu())
+
+
+@pytest.mark.parametrize("policy", ["none", "cifar", "patient"])
+@pytest.mark.parametrize("kind", ["files", "array"])
+def test_digests_come_with_the_pixels_and_no_file_is_read_twice(
+    images: FileSource, monkeypatch: pytest.MonkeyPatch, kind: str, policy: str
+) -> None:
+    """What a dump stores of view 0: the digests of `row_digests`, from the one reading that gave the pixels."""
+    source = images if kind == "files" else small_source(10)
+    views = None if policy == "none" else ViewPolicy.named(policy, seed=5)
+    expected = [row_digests(source, rows) for rows in BATCHES]
+    reads: list[int] = []
+    raw = FileSource.raw
+
+    def counted(self: FileSource, row: int) -> bytes:
+        reads.append(row)
+        return raw(self, row)
+
+    monkeypatch.setattr(FileSource, "raw", counted)
+    reader = InputReader(source, SIZED if kind == "files" else PLAIN, views, take_digests=True)
+    for (_, rows), digests in zip(reader.batches(BATCHES), expected, strict=True):
+        columns = reader.view_columns(rows, 0)
+        assert np.array_equal(columns["row_digest"], digests)
+        assert ("view_params" in columns) == (policy != "none")
+    if kind == "files" and policy != "patient":  # mixing reads partners, too
+        assert reads == [3, 0, 3, 7]
+    reads.clear()
+    ((_, rows),) = reader.batches(BATCHES[1:], view=1)
+    assert "row_digest" not in reader.view_columns(rows, 1)
+
+
+def test_digests_are_taken_where_files_are_decoded(images: FileSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = row_digests(images, BATCHES[0])
+    reader = InputReader(images, SIZED, workers=1, take_digests=True)
+    ((_, rows),) = reader.batches(BATCHES[:1])
+    monkeypatch.setattr(FileSource, "raw", None)  # this process reads no file
+    assert np.array_equal(reader.view_columns(rows, 0)["row_digest"], expected)
