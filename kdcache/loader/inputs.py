@@ -168,9 +168,9 @@ class InputReader:
         for rows, view in asked:
             columns: _Columns = {}
             if digests is not None or (self._take_digests and view == 0):
-                columns["row_digest"] = row_digests(self._source, rows)
-            if digests is not None:
-                _check_digests(self._source, rows, columns["row_digest"], digests)
+                columns["row_digest"] = found = row_digests(self._source, rows)
+                if digests is not None:
+                    _check_digests(self._source, rows, found, digests)
             inputs = torch.index_select(array, 0, torch.from_numpy(rows).to(array.device, non_blocking=True))
             if self._policy is not None:
                 sizes = np.broadcast_to(size, (len(rows), 2))
