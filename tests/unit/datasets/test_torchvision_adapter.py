@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from kdcache.datasets.cards import load_card, open_dataset
+from kdcache.datasets.source import ArraySource
 from kdcache.datasets.torchvision_adapter import open_cifar, open_fashion_mnist
 from kdcache.errors import IncompatibleError, NotFoundError
 
@@ -53,6 +56,26 @@ def test_cifar10_batches_read_as_torchvision_reads_them(tmp_path: Path) -> None:
         assert np.array_equal(ours.examples, theirs.data)
         assert ours.labels.tolist() == theirs.targets
         assert list(ours.class_names) == theirs.classes
+
+
+def test_a_split_is_read_once_until_its_files_change(tmp_path: Path) -> None:
+    folder = _write_cifar10(tmp_path)
+
+    def opened(split: str) -> ArraySource:
+        meta = ("batches.meta", "label_names")
+        return open_cifar(folder, [split], label_key="labels", meta=meta, name="cifar10", split=split, md5={})
+
+    first = opened("test_batch")
+    assert opened("test_batch") is first
+    changed = {"data": np.zeros((4, 3072), np.uint8), "labels": [1, 1, 1, 1]}
+    (folder / "test_batch").write_bytes(pickle.dumps(changed, protocol=2))
+    assert opened("test_batch").labels.tolist() == [1, 1, 1, 1]
+    kept = weakref.ref(opened("data_batch_1"))
+    del first
+    for other in ("data_batch_2", "data_batch_3"):
+        opened(other)
+    gc.collect()
+    assert kept() is None, "more than the last two splits stay in memory"
 
 
 def test_files_other_than_the_published_ones_are_refused(tmp_path: Path) -> None:
