@@ -45,7 +45,7 @@ def main() -> None:
     out = parser.parse_args().out
     content = sample_bytes()
     out.write_bytes(content)
-    print(f"{out}: {len(content)} bytes")  # noqa: T201
+    print(f"{out}: {len(content)} bytes")
 
 
 if __name__ == "__main__":

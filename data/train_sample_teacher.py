@@ -83,7 +83,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     model, provenance = train(RECIPE)
     info = save_weights(model, out, provenance)
-    print(f"{out}: accuracy {provenance['accuracy']}, sha256 {info.sha256}")  # noqa: T201
+    print(f"{out}: accuracy {provenance['accuracy']}, sha256 {info.sha256}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from kdcache.errors import ConfigError
 from kdcache.nearest import did_you_mean
 
 REQUIRED = ("name", "title", "source", "splits", "licence", "obtain")
-_TEXT = ("name", "title", "source", "licence", "obtain", "interpolation", "path", "citation")
+_TEXT = ("name", "title", "source", "licence", "obtain", "interpolation", "path", "citation", "homepage", "layout")
 _COUNTS = ("num_classes", "resize", "crop")
 _NUMBERS = ("mean", "std")
-_TEXT_TABLES = ("splits", "digests", "md5")
+_TEXT_TABLES = ("splits", "digests", "md5", "archives")
 
 _DEFAULT_TEXT = ("teacher", "weights", "student", "eval_split", "augment", "optimizer", "schedule", "amp")
 _DEFAULT_COUNTS = ("epochs", "batch_size", "accumulate", "eval_every", "segment", "context")

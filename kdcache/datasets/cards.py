@@ -48,8 +48,10 @@ class Card:
         path: file or folder under the data root.
         digests: split to the pinned content digest, checked when the split is opened.
         md5: file name to its published md5, where no content digest is known.
+        archives: file to download -> its md5, for the scripts that unpack it.
         defaults: teacher, weights, student, epochs, batch_size, lr ..., `methods.NAME` for those of a method.
-        licence, citation, obtain: what a user needs to know to get and use the data.
+        licence, citation, homepage, layout: what a user needs to know about the data and its files.
+        obtain: how to get it; DATA_ROOT and SCRIPTS stand for the data root and the folder of kdcache's data scripts.
         file: the card.
     """
 
@@ -69,8 +71,11 @@ class Card:
     path: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
     md5: Mapping[str, str] = field(default_factory=dict)
+    archives: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     citation: str = ""
+    homepage: str = ""
+    layout: str = ""
     file: Path = Path()
 
     @property
@@ -92,7 +97,7 @@ def card_names() -> tuple[str, ...]:
 
 
 def shipped_folder(kind: str) -> Path:
-    """Where kdcache's own "cards" or "sample" are: inside an installed package, else in the checkout's data/."""
+    """Where kdcache's own "cards", "sample" or "scripts" are: in an installed package, else in the checkout's data/."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_data" / kind
     return installed if installed.is_dir() else package.parent / "data" / kind
@@ -122,7 +127,7 @@ def load_card(name: str) -> Card:
     return _parse_card(path, content)
 
 
-def open_dataset(name: str, *, split: str, root: Path | None = None) -> DataSource:
+def open_dataset(name: str, *, split: str, root: Path | None = None, fresh: bool = False) -> DataSource:
     """Open one split of a data set.
 
     Args:
@@ -130,6 +135,7 @@ def open_dataset(name: str, *, split: str, root: Path | None = None) -> DataSour
         split: "train", "test" or another split of the card, or a part of one: "train[:10000]".
         root: where the data is: the folder that torchvision or the card's `path` starts from, or the very file or
             folder; else KDCACHE_DATA_ROOT, else ./data/cache.
+        fresh: read files again whose digest is remembered from an earlier reading.
 
     Raises:
         NotFoundError: unknown card or split, or the data is not there; the hint says how to obtain it.
@@ -137,11 +143,11 @@ def open_dataset(name: str, *, split: str, root: Path | None = None) -> DataSour
         ConfigError: a card or factory that breaks its rules.
     """
     whole, start, stop = parse_split(split)
-    source = _open_split(name, split=whole, root=root)
+    source = _open_split(name, split=whole, root=root, fresh=fresh)
     return source if whole == split else row_range(source, start, stop)
 
 
-def _open_split(name: str, *, split: str, root: Path | None) -> DataSource:
+def _open_split(name: str, *, split: str, root: Path | None, fresh: bool) -> DataSource:
     if is_user_factory(name):
         return open_user_source(find_factory(name), split=split, root=root)
     card = load_card(name)
@@ -153,6 +159,8 @@ def _open_split(name: str, *, split: str, root: Path | None) -> DataSource:
             f"data set {card.name!r} split {split!r}: the card says {card.num_classes} classes, "
             f"the data has {source.num_classes}"
         )
+    if fresh:
+        content_digest(source, fresh=True)
     pinned = card.digests.get(split)
     if pinned and content_digest(source) != pinned:
         raise IncompatibleError(
@@ -171,8 +179,7 @@ def find_data(card: Card, root: Path | None) -> Path:
     Raises:
         NotFoundError: it is in none of these; every place looked at is named.
     """
-    place = root or Path(os.environ.get("KDCACHE_DATA_ROOT") or Path("data") / "cache")
-    place = place.expanduser()
+    place = data_place(root)
     under = place / card.path
     if card.path and under.exists():
         return under
@@ -180,7 +187,22 @@ def find_data(card: Card, root: Path | None) -> Path:
         return place
     looked = f"{under.resolve()}" if card.path else f"{place.resolve()}"
     origin = "--data-root" if root else "KDCACHE_DATA_ROOT" if os.environ.get("KDCACHE_DATA_ROOT") else "the default"
-    raise NotFoundError(f"data set {card.name!r}: looked for {looked} ({origin}); it is not there", hint=card.obtain)
+    raise NotFoundError(
+        f"data set {card.name!r}: looked for {looked} ({origin}); it is not there", hint=obtain_text(card, root)
+    )
+
+
+def data_place(root: Path | None) -> Path:
+    """The data root: `root`, else KDCACHE_DATA_ROOT, else ./data/cache."""
+    return (root or Path(os.environ.get("KDCACHE_DATA_ROOT") or Path("data") / "cache")).expanduser()
+
+
+def obtain_text(card: Card, root: Path | None) -> str:
+    """How to obtain a card's data, with the data root and the folder of kdcache's scripts filled in."""
+    scripts = shipped_folder("scripts")
+    if scripts.is_relative_to(Path.cwd()):
+        scripts = scripts.relative_to(Path.cwd())
+    return card.obtain.replace("DATA_ROOT", str(data_place(root))).replace("SCRIPTS", str(scripts))
 
 
 def _parse_card(path: Path, content: Mapping[str, Any]) -> Card:
@@ -245,7 +267,9 @@ def _open_digit_pairs(card: Card, split: str, root: Path | None) -> ArraySource:
 def _open_image_folder(card: Card, split: str, root: Path | None) -> DataSource:
     folder = find_data(card, root) / card.splits[split]
     if not folder.is_dir():
-        raise NotFoundError(f"data set {card.name!r}: no folder {folder} for split {split!r}", hint=card.obtain)
+        raise NotFoundError(
+            f"data set {card.name!r}: no folder {folder} for split {split!r}", hint=obtain_text(card, root)
+        )
     source: DataSource = open_image_folder(folder, name=card.name, split=split)
     return source
 

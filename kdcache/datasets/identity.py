@@ -59,22 +59,22 @@ def read_with_digests(
     return examples, digests_of(raw, count=len(raw))
 
 
-def content_digest(source: DataSource) -> str:
+def content_digest(source: DataSource, *, fresh: bool = False) -> str:
     """Hex sha256 over every raw example in row order; each is preceded by its length as 8 little-endian bytes.
 
     Arrays begin with their dtype and row shape, files with the word "files"; token rows are hashed as whole arrays, see
     `TokenSource.content`. A source of identity "weak" has no raw
     bytes: its digest covers labels and length only. The result is remembered on the source, and for file-backed
-    sources under the user's cache folder (KDCACHE_CACHE_DIR, else ~/.cache/kdcache).
+    sources under the user's cache folder (KDCACHE_CACHE_DIR, else ~/.cache/kdcache); `fresh` reads everything again.
     """
-    known = getattr(source, "_content_digest", None)
+    known = None if fresh else getattr(source, "_content_digest", None)
     if isinstance(known, str):
         return known
     fingerprint = getattr(source, "fingerprint", None)
     found = fingerprint() if callable(fingerprint) else ""
     cache = _cache_file(found) if found else None
     with _one_at_a_time(cache):  # the workers of one machine start together: one reads, the others wait for it
-        digest = _read_cached(cache) if cache is not None else None
+        digest = _read_cached(cache) if cache is not None and not fresh else None
         if digest is None:
             digest = _compute_content_digest(source)
             if cache is not None:

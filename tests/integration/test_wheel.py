@@ -32,6 +32,8 @@ def test_sdist_and_wheel_carry_the_sample_and_the_cards(built: Path) -> None:
         inside = set(wheel.namelist())
     assert {f"kdcache/_data/{name}" for name in SAMPLE} <= inside
     assert {f"kdcache/_data/cards/{name}" for name in cards} <= inside
+    scripts = sorted(path.name for path in (ROOT / "data" / "scripts").glob("*.py"))
+    assert {f"kdcache/_data/scripts/{name}" for name in scripts} <= inside
     assert {"kdcache/html/style.css", "kdcache/html/script.js"} <= inside  # what report pages are made of
     assert not [name for name in inside if name.startswith(("tests/", "pipelines/", "data/"))]
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:

@@ -171,7 +171,7 @@ def test_missing_data_says_where_it_was_looked_for_and_how_to_obtain_it(tmp_path
         open_dataset("cifar100", split="train", root=tmp_path)
     assert str(tmp_path / "cifar-100-python") in caught.value.message
     assert "--data-root" in caught.value.message
-    assert "torchvision.datasets.CIFAR100" in caught.value.hint
+    assert f"prepare_torchvision.py cifar100 --data-root {tmp_path}" in caught.value.hint
 
 
 def test_wrong_number_of_classes_and_wrong_content_are_refused(tmp_path: Path) -> None:
