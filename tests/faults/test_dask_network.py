@@ -27,7 +27,7 @@ from tests.store_cases import store_bytes
 pytest.importorskip("distributed", reason="the extra dask is not installed")
 pytestmark = pytest.mark.slow
 NOWHERE = "02:00:00:00:00:99"  # a hardware address that nobody has
-QUICK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "6s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "6s"}
+QUICK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "6s"}
 
 
 class Link:
