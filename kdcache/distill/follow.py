@@ -155,6 +155,8 @@ def settle_earlier(folder: RunFolder, decides: Mapping[str, Any], store: TargetS
     path = folder.path / "config.json"
     kept = read_document(path) if path.is_file() else {}
     if FOLLOWED not in kept:
+        if folder.writes:  # killed in the last moment of `settle`
+            (folder.path / READ_FILE).unlink(missing_ok=True)
         return
     check_same(folder.path, kept, followed_form(decides, store))
     sealed = open_reader(store.location)

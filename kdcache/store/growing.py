@@ -167,7 +167,13 @@ class GrowingStore:
             return
         note(f"{self.root}: waiting for {what}; {self.progress()}")
         while not there():
-            self._watch.check(what, self.progress)
+            try:
+                self._watch.check(what, self.progress)
+            except UnfinishedStoreError:
+                self.refresh()
+                if there():  # its writer sealed it and left between the two looks
+                    break
+                raise
             time.sleep(LOOK_SECONDS)
             self.refresh()
         self._watch.reset()

@@ -91,6 +91,17 @@ def test_nobody_writing_is_an_error_after_the_timeout(tmp_path: Path, capfd: pyt
     assert "waiting for view 1" in capfd.readouterr().err
 
 
+def test_a_writer_that_seals_and_leaves_between_two_looks_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    write_store(path, MANIFEST, blocks=4)
+    store = followed(path, timeout=0.0)
+    monkeypatch.setattr(store._watch, "writer", lambda: write(path))  # None: nobody writes any more
+    store.wait_for_view(2)
+    assert store.wait_for_seal().manifest.complete
+
+
 def test_a_living_writer_is_waited_for_however_long(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with StoreWriter.open(path, MANIFEST) as writer:
