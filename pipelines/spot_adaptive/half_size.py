@@ -6,13 +6,14 @@ split that anything is trained on.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.datasets.cards import load_card, open_dataset
+from kdcache.datasets.cards import Card, load_card, open_dataset
 
 VALIDATION_ROWS = 5_000
 _CARD = """name = "cifar100-half"
@@ -59,9 +60,21 @@ def write_half_size(folder: Path, *, data_root: Path | None) -> tuple[Path, Path
         whole = arrays[f"train_{name}"]
         arrays[f"train_{name}"], arrays[f"val_{name}"] = whole[:-VALIDATION_ROWS], whole[-VALIDATION_ROWS:]
     np.savez(data, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no mapping of arrays
-    original = load_card("cifar100")
-    card.write_text(_CARD.format(mean=list(original.mean), std=list(original.std), licence=original.licence))
+    card.write_text(_card_text())
     return card, data
+
+
+def half_card() -> Card:
+    """The card as it would be written, for costs; no data is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "card.toml"
+        path.write_text(_card_text())
+        return load_card(str(path))
+
+
+def _card_text() -> str:
+    original = load_card("cifar100")
+    return _CARD.format(mean=list(original.mean), std=list(original.std), licence=original.licence)
 
 
 def halved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,7 +1,8 @@
-"""The recipe's parts as functions of plain settings, JSON in and JSON out: teacher, dump, one student; their grid."""
+"""The recipe as a grid of cells: the teacher, its one dump, and students of every method and control."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.dump import DumpConfig, dump_teacher
+from kdcache.parallel import Cell
 from kdcache.teacher_training import TeacherConfig, train_teacher
 from pipelines.spot_adaptive.half_size import write_half_size
 from pipelines.spot_adaptive.sakd import BASELINES
@@ -17,6 +19,7 @@ from pipelines.spot_adaptive.training import StudentConfig, train_student
 
 HERE = Path(__file__).parent
 HALF_SIZE = "cifar100-half"
+TEACHER, DUMP = "teacher", "dump"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,8 @@ class Recipe:
     Attributes:
         dataset: card name or path; data_root: where its files are, "" for the default place.
         folder: where teacher, store and students go.
-        split: the rows that are dumped and students train on.
+        split: the rows that are dumped and students train on; rows: how many.
+        tflops: what the machine does in 10^12 operations a second, for the estimate of costs.
         teacher, dump, student: settings of `TeacherConfig`, `DumpConfig` and `StudentConfig`.
         baselines: ce and kd; methods, controls, seeds: each with each.
         single: methods and controls for the first seed alone; live: those that need --live-teacher.
@@ -36,6 +40,8 @@ class Recipe:
     data_root: str
     folder: Path
     split: str
+    rows: int
+    tflops: float
     teacher: Mapping[str, Any]
     dump: Mapping[str, Any]
     student: Mapping[str, Any]
@@ -46,39 +52,34 @@ class Recipe:
     single: Mapping[str, Any]
     live: Mapping[str, Any]
 
-    @property
-    def weights(self) -> Path:
-        """The trained teacher."""
-        return self.folder / "teacher" / "last.safetensors"
-
-    def teacher_config(self) -> TeacherConfig:
-        """The teacher's training."""
-        return TeacherConfig(
-            dataset=self.dataset,
-            data_root=Path(self.data_root) if self.data_root else None,
-            out=str(self.folder / "teacher"),
-            resume=True,
-            **_with_paths(self.teacher),
-        )
-
-    def dump_config(self) -> DumpConfig:
-        """The one dump."""
-        return DumpConfig(
-            dataset=self.dataset,
-            data_root=Path(self.data_root) if self.data_root else None,
-            split=self.split,
-            teacher=self.teacher["model"],
-            weights=str(self.weights),
-            out=str(self.folder / "store.zarr"),
-            **_with_paths(self.dump),
-        )
-
-    def students(self, *, live: bool) -> Iterator[tuple[str, StudentConfig]]:
-        """Every student with its name, seeds outermost.
+    def cells(self, *, live: bool) -> Iterator[Cell]:
+        """Everything to do, the teacher first, seeds outermost.
 
         Args:
-            live: also those whose teacher runs in every step.
+            live: also the students whose teacher runs in every step.
         """
+        teacher = {
+            "dataset": self.dataset,
+            "data_root": self.data_root,
+            "out": str(self.folder / "teacher"),
+            **_with_paths(self.teacher),
+        }
+        yield Cell(name=TEACHER, run=run_teacher, arguments=teacher)
+        dump = {
+            "dataset": self.dataset,
+            "data_root": self.data_root,
+            "split": self.split,
+            "teacher": self.teacher["model"],
+            "weights": str(self._weights),
+            "out": str(self.folder / "store.zarr"),
+            **_with_paths(self.dump),
+        }
+        yield Cell(name=DUMP, run=run_dump, arguments=dump, needs=(TEACHER,))
+        for name, student in self.students(live=live):
+            yield Cell(name=name, run=run_student, arguments=dataclasses.asdict(student), needs=(DUMP,))
+
+    def students(self, *, live: bool) -> Iterator[tuple[str, StudentConfig]]:
+        """Every student with its name; see `cells`."""
         for seed in self.seeds:
             for method in self.baselines:
                 yield self._student(method, "always", seed)
@@ -91,7 +92,11 @@ class Recipe:
         for seed in self.live["seeds"] if live else ():
             for method in self.live["methods"]:
                 for control in self.live["controls"]:
-                    yield self._student(method, control, seed, live_teacher=str(self.weights))
+                    yield self._student(method, control, seed, live_teacher=str(self._weights))
+
+    @property
+    def _weights(self) -> Path:
+        return self.folder / "teacher" / "last.safetensors"
 
     def _student(self, method: str, control: str, seed: int, *, live_teacher: str = "") -> tuple[str, StudentConfig]:
         settings = dict(self.student)
@@ -125,46 +130,38 @@ def load_recipe(scale: str, *, data_root: Path | None, folder: Path, write_data:
     table = tomllib.loads((HERE / "grid.toml").read_text())[scale]
     lists: dict[str, Any] = {name: tuple(table.pop(name)) for name in ("baselines", "methods", "controls", "seeds")}
     root = str(data_root) if data_root is not None else ""
-    if table["dataset"] == HALF_SIZE:
-        card, data = folder / "data" / "card.toml", folder / "data" / "data.npz"
-        if write_data:
-            card, data = write_half_size(folder / "data", data_root=data_root)
+    if table["dataset"] == HALF_SIZE and write_data:
+        card, data = write_half_size(folder / "data", data_root=data_root)
         table["dataset"], root = str(card), str(data)
     return Recipe(data_root=root, folder=folder / scale, **lists, **table)
 
 
 def run_teacher(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Train the teacher, or read how it was trained. `arguments`: scale, folder, data_root."""
-    trained = train_teacher(_recipe(arguments).teacher_config())
-    names = ("accuracy", "nll", "seconds", "parameters")
+    """Train the teacher; `arguments` are those of `TeacherConfig`."""
+    trained = train_teacher(TeacherConfig(**_with_root(arguments), resume=True))
+    names = ("accuracy", "nll", "seconds", "parameters", "model", "epochs")
     return {"weights": str(trained.weights), **{name: trained.figures[name] for name in names}}
 
 
 def run_dump(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Dump the teacher once; a later call reads what the first one measured. `arguments`: scale, folder, data_root."""
-    recipe = _recipe(arguments)
-    record = recipe.folder / "dump.json"
-    dumped = dump_teacher(recipe.dump_config())
-    if not dumped.reused or not record.is_file():
-        figures = {
-            "store": dumped.store,
-            "rows_written": dumped.rows_written,
-            "seconds": dumped.seconds,
-            "top1": dumped.quality.get("top1"),
-        }
-        record.write_text(json.dumps(figures, indent=1))
-    figures = json.loads(record.read_text())
-    return dict(figures)
+    """Dump the teacher once; `arguments` are those of `DumpConfig`. What it took is kept beside the store."""
+    dumped = dump_teacher(DumpConfig(**_with_root(arguments)))
+    record = Path(f"{dumped.store}.dump.json")
+    if not dumped.reused:
+        figures = {"rows_written": dumped.rows_written, "seconds": dumped.seconds, "top1": dumped.quality["top1"]}
+        record.write_text(json.dumps(figures))
+    kept: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    return {"store": dumped.store, "root_digest": dumped.root_digest, **kept}
 
 
 def run_student(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one student, or read its result. `arguments`: those of `StudentConfig`."""
+    """Train one student; `arguments` are those of `StudentConfig`."""
     return train_student(StudentConfig(**arguments))
 
 
-def _recipe(arguments: Mapping[str, Any]) -> Recipe:
+def _with_root(arguments: Mapping[str, Any]) -> dict[str, Any]:
     root = arguments["data_root"]
-    return load_recipe(arguments["scale"], data_root=Path(root) if root else None, folder=Path(arguments["folder"]))
+    return {**arguments, "data_root": Path(root) if root else None}
 
 
 def _with_paths(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """Spot-adaptive distillation (Song et al. 2022) from one store: does letting a policy choose where to distil pay?
 
     python -m pipelines.spot_adaptive.run [--scale smoke|cpu|paper] [--data-root DIR] [--folder DIR] [--live-teacher]
-                                          [--results FILE.md] [--dry-run]
+                                          [--workers N | --dask URL] [--results DIR] [--dry-run]
 
 The teacher is trained and dumped once, with its features; students of every method and control are trained from the
-store. Finished parts are skipped, so the same command continues after a kill.
+store. Finished cells are skipped, so the same command continues after a kill.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import sys
 from pathlib import Path
-from typing import Any
 
-from pipelines.spot_adaptive.recipe import load_recipe, run_dump, run_student, run_teacher
+from kdcache.errors import KdcacheError
+from kdcache.parallel import run_cells
+from pipelines.spot_adaptive.cost import cost_lines
+from pipelines.spot_adaptive.recipe import load_recipe
+from pipelines.spot_adaptive.report import document, write_plots
 from pipelines.spot_adaptive.training import OUTSIDE
 
 
@@ -25,18 +28,39 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "spot_adaptive")
     parser.add_argument("--live-teacher", action="store_true", help=f"also the grid's live methods; {OUTSIDE}")
-    parser.add_argument("--results", type=Path, default=None, help="write tables here, as Markdown, plots beside it")
-    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--workers", type=int, default=1, help="cells at a time")
+    parser.add_argument("--dask", default=None, metavar="URL", help="run the cells on this Dask cluster")
+    parser.add_argument("--results", type=Path, default=None, metavar="DIR", help="write tables and plots here")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would cost; run nothing")
     arguments = parser.parse_args()
-    root = "" if arguments.data_root is None else str(arguments.data_root)
-    shared = {"scale": arguments.scale, "data_root": root, "folder": str(arguments.folder)}
-    recipe = load_recipe(arguments.scale, data_root=arguments.data_root, folder=arguments.folder)
-    print(run_teacher(shared))
-    print(run_dump(shared))
-    results: list[dict[str, Any]] = []
-    for name, config in recipe.students(live=arguments.live_teacher):
-        results.append(run_student(asdict(config)))
-        print(f"{name}: {results[-1]['accuracy']:.2%}, {results[-1]['seconds']:.0f} s", flush=True)
+    try:
+        sys.exit(_carry_out(arguments))
+    except KdcacheError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
+    recipe = load_recipe(
+        arguments.scale,
+        data_root=arguments.data_root,
+        folder=arguments.folder,
+        write_data=not arguments.dry_run,
+    )
+    if arguments.dry_run:
+        print("\n".join(cost_lines(recipe, live=arguments.live_teacher)))
+        return 0
+    found = run_cells(
+        list(recipe.cells(live=arguments.live_teacher)),
+        folder=recipe.folder,
+        workers=arguments.workers,
+        dask=arguments.dask,
+    )
+    print(document(found.results))
+    if arguments.results is not None:
+        write_plots(found.results, arguments.results)
+    print(found.summary(), file=sys.stderr)
+    return found.exit_code
 
 
 if __name__ == "__main__":
