@@ -20,6 +20,7 @@ from pipelines.spot_adaptive.training import StudentConfig, train_student
 HERE = Path(__file__).parent
 HALF_SIZE = "cifar100-half"
 TEACHER, DUMP = "teacher", "dump"
+SINGLE_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Recipe:
         tflops: what the machine does in 10^12 operations a second, for the estimate of costs.
         teacher, dump, student: settings of `TeacherConfig`, `DumpConfig` and `StudentConfig`.
         baselines: ce and kd; methods, controls, seeds: each with each.
-        single: methods and controls for the first seed alone; live: those that need --live-teacher.
+        single: methods and controls for seed 0 alone, after all others; live: those that need --live-teacher.
     """
 
     dataset: str
@@ -83,12 +84,12 @@ class Recipe:
         for seed in self.seeds:
             for method in self.baselines:
                 yield self._student(method, "always", seed)
-            for method in self.methods:
-                for control in self.controls:
+            for control in self.controls:
+                for method in self.methods:
                     yield self._student(method, control, seed)
-        for method in self.single["methods"]:
+        for method in self.single["methods"] if self.seeds[0] == SINGLE_SEED else ():
             for control in self.single["controls"]:
-                yield self._student(method, control, self.seeds[0])
+                yield self._student(method, control, SINGLE_SEED)
         for seed in self.live["seeds"] if live else ():
             for method in self.live["methods"]:
                 for control in self.live["controls"]:
@@ -115,13 +116,16 @@ class Recipe:
         )
 
 
-def load_recipe(scale: str, *, data_root: Path | None, folder: Path, write_data: bool = True) -> Recipe:
+def load_recipe(
+    scale: str, *, data_root: Path | None, folder: Path, seeds: tuple[int, ...] = (), write_data: bool = True
+) -> Recipe:
     """Read one scale of grid.toml; the data set of the cpu scale is written where it is missing.
 
     Args:
         scale: smoke, cpu or paper.
         data_root: where the data set (or the one it is made from) is.
         folder: where results go, one folder per scale below it.
+        seeds: other seeds than the grid's, or in another order.
         write_data: False for a dry run.
 
     Raises:
@@ -129,6 +133,7 @@ def load_recipe(scale: str, *, data_root: Path | None, folder: Path, write_data:
     """
     table = tomllib.loads((HERE / "grid.toml").read_text())[scale]
     lists: dict[str, Any] = {name: tuple(table.pop(name)) for name in ("baselines", "methods", "controls", "seeds")}
+    lists["seeds"] = seeds or lists["seeds"]
     root = str(data_root) if data_root is not None else ""
     if table["dataset"] == HALF_SIZE and write_data:
         card, data = write_half_size(folder / "data", data_root=data_root)

@@ -1,7 +1,7 @@
 """Spot-adaptive distillation (Song et al. 2022) from one store: does letting a policy choose where to distil pay?
 
     python -m pipelines.spot_adaptive.run [--scale smoke|cpu|paper] [--data-root DIR] [--folder DIR] [--live-teacher]
-                                          [--workers N | --dask URL] [--results DIR] [--dry-run]
+                                          [--seeds S,S] [--workers N | --dask URL] [--results DIR] [--dry-run]
 
 The teacher is trained and dumped once, with its features; students of every method and control are trained from the
 store. Finished cells are skipped, so the same command continues after a kill.
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "spot_adaptive")
     parser.add_argument("--live-teacher", action="store_true", help=f"also the grid's live methods; {OUTSIDE}")
+    parser.add_argument("--seeds", type=_numbers, default=(), metavar="S,S", help="other seeds than the grid's")
     parser.add_argument("--workers", type=int, default=1, help="cells at a time")
     parser.add_argument("--dask", default=None, metavar="URL", help="run the cells on this Dask cluster")
     parser.add_argument("--results", type=Path, default=None, metavar="DIR", help="write tables and plots here")
@@ -40,11 +41,16 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
 def _carry_out(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(
         arguments.scale,
         data_root=arguments.data_root,
         folder=arguments.folder,
+        seeds=arguments.seeds,
         write_data=not arguments.dry_run,
     )
     if arguments.dry_run:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.models.registry import build_model
 from kdcache.models.weights import save_weights
 from pipelines.spot_adaptive.training import StudentConfig, train_student
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +93,34 @@ def test_a_live_teacher_must_be_the_stores_and_is_asked_for_only_where_it_is_nee
         train_student(replace(config, method="sp", out=str(tmp_path / "sp")))
     with pytest.raises(ConfigError, match="control 'sometimes'"):
         train_student(replace(config, control="sometimes"))
+
+
+def test_the_recipe_runs_as_a_user_types_it_and_continues(tmp_path: Path) -> None:
+    words = ("--scale", "smoke", "--folder", str(tmp_path), "--results", str(tmp_path / "results"), "--live-teacher")
+    first = _recipe(*words)
+    for method in ("rkd", "sp", "fitnet", "at"):
+        assert f"| {method} | sakd" in first
+    assert "sakd-prefix" in first
+    students = sorted((tmp_path / "smoke" / "students").glob("*/last.safetensors"))
+    assert len(students) == 12
+    before = [path.stat().st_mtime_ns for path in students]
+    assert _recipe(*words) == first
+    assert [path.stat().st_mtime_ns for path in students] == before, "a finished student was trained again"
+    for name in ("spot_adaptive.svg", "spot_adaptive-shares.svg"):
+        assert ElementTree.fromstring((tmp_path / "results" / name).read_text()).tag.endswith("svg")
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_a_dry_run_says_the_cost_and_makes_nothing(scale: str, tmp_path: Path) -> None:
+    told = _recipe("--scale", scale, "--folder", str(tmp_path / "none"), "--dry-run")
+    assert "TFLOP/s assumed" in told
+    assert "live" not in told
+    assert "outside the cache promise" in _recipe("--scale", scale, "--dry-run", "--live-teacher")
+    assert not (tmp_path / "none").exists()
+
+
+def _recipe(*words: str) -> str:
+    command = [sys.executable, "-m", "pipelines.spot_adaptive.run", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
