@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from kdcache.canonical import digest_of, to_json
 from kdcache.dump import stored_quality
 from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.progress import note
 from kdcache.specs import PRECISIONS, PreprocessingSpec, StoreManifest, TeacherSpec
 from kdcache.store.blocks import BlockId
+from kdcache.store.features import feature_columns
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.writer import StoreWriter
 from kdcache.targets.ensemble import mean_opinion
@@ -53,6 +55,7 @@ class MergeResult:
 
     Attributes:
         exact: every member stores all K classes.
+        dropped: feature arrays of the members; they are one teacher's own, so the mean has none.
         bound_mean, bound_max: over rows and views, total variation from the true mean, at most; 0 when exact.
     """
 
@@ -64,6 +67,7 @@ class MergeResult:
     bound_mean: float
     bound_max: float
     quality: Mapping[str, Any]
+    dropped: tuple[str, ...] = ()
 
 
 def merge(config: MergeConfig) -> MergeResult:
@@ -78,6 +82,9 @@ def merge(config: MergeConfig) -> MergeResult:
         raise ConfigError(f"merge: expected two or more different stores, found {len(set(config.stores))}")
     readers = [open_reader(store) for store in config.stores]
     manifest = merged_manifest(readers, config)
+    dropped = tuple(sorted({column.field for reader in readers for column in feature_columns(reader.manifest)}))
+    if dropped:
+        note(f"{config.out}: without {', '.join(dropped)}: features are one teacher's own, a mean of them is nobody's")
     static = {name: readers[0].static(name) for name in manifest.codec.fields if name == "sequence_offsets"}
     bounds = []
     with StoreWriter.open(config.out, manifest, static=static) as writer:
@@ -99,6 +106,7 @@ def merge(config: MergeConfig) -> MergeResult:
         bound_mean=facts["merge_bound_mean"],
         bound_max=facts["merge_bound_max"],
         quality=dict(sealed.quality),
+        dropped=dropped,
     )
 
 

@@ -6,7 +6,8 @@ The only checks that need more than the store: the teacher and the data set, or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.loader.inputs import example_tensor
 from kdcache.loader.target_store import TargetStore, open_store
 from kdcache.loader.tokens import context_of
+from kdcache.store.features import feature_columns
 from kdcache.targets.soft import SoftTargets
 from kdcache.teacher_run import TeacherRun
 from kdcache.teachers import TeacherRequest
@@ -34,6 +36,8 @@ from kdcache.views.policy import ViewPolicy
 # Total variation that float16, --precision compact and another machine's arithmetic stay far below (1e-3 is typical);
 # another teacher, preprocessing or row is far above it.
 LARGEST_DISTANCE = 0.02
+# Relative L2 distance of a row's features: float16 rounds to 3e-4; another row or layer is tenths away.
+LARGEST_FEATURE_DISTANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class ReplayReport:
         rows: how many (row, view) pairs were asked.
         mean_distance, max_distance: total variation between stored and fresh probabilities of the fresh top k.
         different: the (row, view) pairs further apart than the tolerance.
+        features: by feature array, the largest relative L2 distance of a row's stored values from its fresh ones.
         views_checked: canary views replayed; 0 when the store has none.
         warning: what differs harmlessly, for the screen.
     """
@@ -52,13 +57,19 @@ class ReplayReport:
     mean_distance: float = 0.0
     max_distance: float = 0.0
     different: tuple[tuple[int, int], ...] = ()
+    features: Mapping[str, float] = field(default_factory=dict)
     views_checked: int = 0
     warning: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether everything asked again came out the same."""
-        return not self.different
+        return not self.different and not self.other_features
+
+    @property
+    def other_features(self) -> tuple[str, ...]:
+        """Feature arrays that hold something else than what passes inside the teacher now."""
+        return tuple(name for name, largest in self.features.items() if not largest <= LARGEST_FEATURE_DISTANCE)
 
     def __str__(self) -> str:
         parts = []
@@ -66,6 +77,10 @@ class ReplayReport:
             parts.append(
                 f"{self.rows} rows asked again: mean distance {self.mean_distance:.1e}, largest {self.max_distance:.1e}"
             )
+        for name, largest in self.features.items():
+            parts.append(f"{name}: largest distance {largest:.1e}")
+        if self.other_features:
+            parts.append(f"{', '.join(self.other_features)} differ by more than {LARGEST_FEATURE_DISTANCE}")
         if self.views_checked:
             parts.append(f"{self.views_checked} canary views replayed: the same pixels")
         if self.different:
@@ -112,7 +127,12 @@ def replay_rows(location: str, count: int, config: DumpConfig) -> ReplayReport:
             )
     teacher = request.load(source, choose_device(config.device))
     run = TeacherRun(
-        source, teacher, store.manifest.codec, views_of(store, config), decode_workers=config.decode_workers
+        source,
+        teacher,
+        store.manifest.codec,
+        views_of(store, config),
+        features=[column.field for column in feature_columns(store.manifest)],
+        decode_workers=config.decode_workers,
     )
     return _compare(store, run, sampled(store, count), batch_size=config.batch_size)
 
@@ -164,16 +184,27 @@ def distance(stored: SoftTargets, fresh: SoftTargets) -> Tensor:
     return (found - fresh.log_prob.exp()).abs().sum(dim=1) / 2
 
 
+def feature_distance(stored: Tensor, fresh: Tensor) -> Tensor:
+    """(B,) ||stored - fresh|| / ||fresh|| of each row's values (B, ...); the plain norm where fresh is all zero."""
+    stored, fresh = stored.flatten(1).double(), fresh.flatten(1).double()
+    norm = fresh.norm(dim=1)
+    return (stored - fresh).norm(dim=1) / torch.where(norm > 0, norm, 1.0)
+
+
 def _compare(
     store: TargetStore, run: TeacherRun, asked: list[tuple[int, NDArray[np.int64]]], *, batch_size: int
 ) -> ReplayReport:
     distances, places = [], []
+    largest = {column.field: 0.0 for column in feature_columns(store.manifest)}
     step = min(batch_size, max(1, 2**24 // store.topk**2))  # (B, k, k) stays small when all K are stored
     for view, rows in asked:
         batches = [rows[start : start + step] for start in range(0, len(rows), step)]
         for batch, fresh in zip(batches, run.encoded(batches, view=view), strict=True):
             distances.append(distance(store.targets(batch, view), fresh.targets().to("cpu")))
             places += [(int(row), view) for row in batch]
+            for name, values in fresh.features.items():
+                apart = feature_distance(store.features(name, batch, view), values.to("cpu"))
+                largest[name] = max(largest[name], float(apart.max()))
     all_distances = torch.cat(distances)
     different = tuple(places[i] for i in torch.nonzero(all_distances > LARGEST_DISTANCE)[:, 0].tolist())
     return ReplayReport(
@@ -181,6 +212,7 @@ def _compare(
         mean_distance=float(all_distances.mean()),
         max_distance=float(all_distances.max()),
         different=different,
+        features=largest,
     )
 
 

@@ -16,6 +16,8 @@ from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.dump_estimate import estimate_dump
 from kdcache.errors import ConfigError, IncompatibleError, NumericError
 from kdcache.loader.target_store import TargetStore, open_store
+from kdcache.merge import MergeConfig, merge
+from kdcache.models.features import FeatureCollector
 from kdcache.models.preprocess import Preprocessing
 from kdcache.sharing import dump_for_team
 from kdcache.specs import PreprocessingSpec
@@ -130,6 +132,42 @@ def test_names_without_a_layer_and_stores_without_the_feature_say_what_there_is(
     with pytest.raises(IncompatibleError, match="holds features_7, penultimate"):
         open_store(half).features("layer3", [0])
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_replay_asks_the_teacher_about_the_columns_too(
+    exact: TargetStore, half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    who = ("--teacher", "cnn-16", "--init-seed", "3")
+    assert run(["-q", "verify", exact.location, "--replay", "20", *who]) == 0
+    assert "features32/penultimate: largest distance" in capsys.readouterr().out
+    assert run(["-q", "verify", str(half), "--replay", "20", *who]) == 0
+    assert "features/features_7: largest distance" in capsys.readouterr().out
+
+
+def test_replay_says_no_to_columns_of_other_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take = FeatureCollector.take
+
+    def other_rows(self: FeatureCollector, rows: int) -> dict[str, torch.Tensor]:
+        return {name: values.roll(1, dims=0) for name, values in take(self, rows).items()}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureCollector, "take", other_rows)
+        dump_teacher(_config(tmp_path / "s.zarr", features="penultimate"))
+    words = ["-q", "verify", str(tmp_path / "s.zarr"), "--teacher", "cnn-16", "--init-seed", "3"]
+    assert run([*words, "--deep"]) == 0, "sealed and sound: only the teacher can tell"
+    assert run([*words, "--replay", "20"]) == 1
+    assert "features/penultimate differ" in capsys.readouterr().out
+
+
+def test_merge_says_that_it_keeps_no_columns(half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dump_teacher(_config(tmp_path / "other.zarr", init_seed=4, features=""))
+    merged = merge(MergeConfig(stores=(str(half), str(tmp_path / "other.zarr")), out=str(tmp_path / "mean.zarr")))
+    assert merged.dropped == ("features/features_7", "features/penultimate")
+    assert "without features/features_7, features/penultimate" in capsys.readouterr().err
+    with pytest.raises(IncompatibleError, match="it holds none"):
+        open_store(tmp_path / "mean.zarr").features("penultimate", [0])
 
 
 class _Loud(nn.Module):

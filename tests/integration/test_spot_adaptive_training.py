@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,9 +17,8 @@ from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.models.registry import build_model
 from kdcache.models.weights import save_weights
+from pipelines.spot_adaptive.run import main
 from pipelines.spot_adaptive.training import StudentConfig, train_student
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -95,32 +94,39 @@ def test_a_live_teacher_must_be_the_stores_and_is_asked_for_only_where_it_is_nee
         train_student(replace(config, control="sometimes"))
 
 
-def test_the_recipe_runs_as_a_user_types_it_and_continues(tmp_path: Path) -> None:
+def test_the_recipe_runs_and_continues(tmp_path: Path, recipe: Callable[..., str]) -> None:
     words = ("--scale", "smoke", "--folder", str(tmp_path), "--results", str(tmp_path / "results"), "--live-teacher")
-    first = _recipe(*words)
+    first = recipe(*words)
     for method in ("rkd", "sp", "fitnet", "at"):
         assert f"| {method} | sakd" in first
     assert "sakd-prefix" in first
     students = sorted((tmp_path / "smoke" / "students").glob("*/last.safetensors"))
     assert len(students) == 12
     before = [path.stat().st_mtime_ns for path in students]
-    assert _recipe(*words) == first
+    assert recipe(*words) == first
     assert [path.stat().st_mtime_ns for path in students] == before, "a finished student was trained again"
     for name in ("spot_adaptive.svg", "spot_adaptive-shares.svg"):
         assert ElementTree.fromstring((tmp_path / "results" / name).read_text()).tag.endswith("svg")
 
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
-def test_a_dry_run_says_the_cost_and_makes_nothing(scale: str, tmp_path: Path) -> None:
-    told = _recipe("--scale", scale, "--folder", str(tmp_path / "none"), "--dry-run")
+def test_a_dry_run_says_the_cost_and_makes_nothing(scale: str, tmp_path: Path, recipe: Callable[..., str]) -> None:
+    told = recipe("--scale", scale, "--folder", str(tmp_path / "none"), "--dry-run")
     assert "TFLOP/s assumed" in told
     assert "live" not in told
-    assert "outside the cache promise" in _recipe("--scale", scale, "--dry-run", "--live-teacher")
+    assert "outside the cache promise" in recipe("--scale", scale, "--dry-run", "--live-teacher")
     assert not (tmp_path / "none").exists()
 
 
-def _recipe(*words: str) -> str:
-    command = [sys.executable, "-m", "pipelines.spot_adaptive.run", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The recipe's command line in this process; gives what it prints, and it must end well."""
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["pipelines.spot_adaptive.run", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    return call
