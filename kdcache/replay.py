@@ -187,8 +187,8 @@ def distance(stored: SoftTargets, fresh: SoftTargets) -> Tensor:
 def feature_distance(stored: Tensor, fresh: Tensor) -> Tensor:
     """(B,) ||stored - fresh|| / ||fresh|| of each row's values (B, ...); the plain norm where fresh is all zero."""
     stored, fresh = stored.flatten(1).double(), fresh.flatten(1).double()
-    norm = fresh.norm(dim=1)
-    return (stored - fresh).norm(dim=1) / torch.where(norm > 0, norm, 1.0)
+    norm = torch.linalg.vector_norm(fresh, dim=1)
+    return torch.linalg.vector_norm(stored - fresh, dim=1) / torch.where(norm > 0, norm, 1.0)
 
 
 def _compare(
