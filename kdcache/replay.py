@@ -188,7 +188,8 @@ def feature_distance(stored: Tensor, fresh: Tensor) -> Tensor:
     """(B,) ||stored - fresh|| / ||fresh|| of each row's values (B, ...); the plain norm where fresh is all zero."""
     stored, fresh = stored.flatten(1).double(), fresh.flatten(1).double()
     norm = torch.linalg.vector_norm(fresh, dim=1)
-    return torch.linalg.vector_norm(stored - fresh, dim=1) / torch.where(norm > 0, norm, 1.0)
+    apart: Tensor = torch.linalg.vector_norm(stored - fresh, dim=1) / torch.where(norm > 0, norm, 1.0)
+    return apart
 
 
 def _compare(

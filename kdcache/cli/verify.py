@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @subcommand("verify")
 @click.argument("store", required=False)
 @option("--deep", is_flag=True, default=False, help="Also check the numbers: classes in range, order, probabilities.")
-@option("--replay", kind=click.IntRange(min=1), metavar="ROWS", help="Ask the teacher (and its features) again: this many rows.")
+@option("--replay", kind=click.IntRange(min=1), metavar="ROWS", help="Ask the teacher again about this many rows.")
 @option("--views", is_flag=True, default=False, help="Draw the recorded views again; needs the data, no teacher.")
 @option("--dataset", metavar="NAME|CARD", default="", help="Data card; otherwise the one the store names.")
 @option("--data-root", kind=click.Path(path_type=Path), metavar="DIR", help="Folder with the data set's files.")
