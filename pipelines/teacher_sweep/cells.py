@@ -13,6 +13,7 @@ from typing import Any
 import kdcache
 from kdcache.distill import DistillConfig, distill
 from kdcache.dump import DumpConfig, dump_teacher
+from kdcache.errors import NumericError
 from kdcache.parallel import Cell
 from kdcache.store.info import describe
 from kdcache.teacher_training import TeacherConfig, train_teacher
@@ -86,6 +87,14 @@ def student_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: figures[name] for name in KEPT if name in figures}
 
 
+def trial_work(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a student to try a setting; one whose loss became NaN has accuracy 0, which is an answer too."""
+    try:
+        return student_work(settings)
+    except NumericError as error:
+        return {"accuracy": 0.0, "diverged": error.message}
+
+
 def teacher_cells(sweep: Sweep) -> Iterator[Cell]:
     """Data where it is made smaller, runs, stores, metrics."""
     first: tuple[str, ...] = ()
@@ -109,7 +118,7 @@ def trial_cells(sweep: Sweep, rows: Sequence[Row]) -> Iterator[Cell]:
     for lr in sweep.student_lr if len(sweep.student_lr) > 1 else ():
         name = f"trial-lr{lr:g}"
         arguments = sweep.student_settings(sweep.store(best), name, lr=lr, seed=TRIAL_SEED, eval_split=sweep.val)
-        yield Cell(name=name, run=student_work, arguments=arguments, needs=(f"store-{best.name}",))
+        yield Cell(name=name, run=trial_work, arguments=arguments, needs=(f"store-{best.name}",))
 
 
 def chosen_lr(sweep: Sweep, results: Mapping[str, Mapping[str, Any]]) -> float:

@@ -71,11 +71,17 @@ def main() -> None:
         found = run(sweep, workers=arguments.workers, dask=arguments.dask)
         print(found.summary(), file=sys.stderr)
         code = max(code, found.exit_code)
-        if not found.failed:
+        if not {*found.failed, *found.not_run} & needed(sweep):
             print(report(sweep, found))
             if arguments.results is not None:
                 write_results(sweep, found, arguments.results, circumstances())
     sys.exit(code)
+
+
+def needed(sweep: Sweep) -> set[str]:
+    """Cells without which there is nothing to report."""
+    names = {f"trial-lr{lr:g}" for lr in sweep.student_lr} | {f"teacher-b{size}" for size in sweep.batch_sizes}
+    return names | {f"{what}-{one.name}" for one in sweep.teachers for what in ("store", "metrics")} | {"data"}
 
 
 def circumstances() -> dict[str, str]:
