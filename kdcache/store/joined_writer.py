@@ -5,6 +5,7 @@ Workers join only a store whose coordinator (`StoreWriter.share`) lives, and the
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ class JoinedWriter:
         self._left: dict[int, dict[int, BlockId]] = {}
         for block in session.blocks(self.manifest):
             self._left.setdefault(block.view, {})[block.block] = block
+        # Heaps of the blocks that this worker may try: found at once, however many there are.
+        self._untried = {view: sorted(left) for view, left in self._left.items()}
         self._blocks = BlockWriter(root, self.manifest)
         self._looked = time.monotonic()
         self._lives = True
@@ -80,23 +83,31 @@ class JoinedWriter:
             LockedError: the coordinator is gone.
         """
         self._check_coordinator()
-        for block in tuple(self._left.get(view, {}).values()):
-            if self._claims.holds(block):
-                continue
-            if has_record(self._root, block):
+        untried = self._untried.get(view, [])
+        others: list[int] = []
+        try:
+            while untried:
+                block = self._left[view].get(heapq.heappop(untried))
+                if block is None:
+                    continue
+                if has_record(self._root, block):
+                    self._forget(view, block.block)
+                    continue
+                try:
+                    taken = self._claims.take(block)
+                except FileNotFoundError:
+                    raise self._coordinator_gone() from None
+                if not taken:
+                    others.append(block.block)  # somebody works on it; if that dies, it is free again
+                    continue
+                if not has_record(self._root, block):
+                    return block
+                self._claims.release(block)  # committed between the two looks
                 self._forget(view, block.block)
-                continue
-            try:
-                taken = self._claims.take(block)
-            except FileNotFoundError:
-                raise self._coordinator_gone() from None
-            if not taken:
-                continue
-            if not has_record(self._root, block):
-                return block
-            self._claims.release(block)  # committed between the two looks
-            self._forget(view, block.block)
-        return None
+            return None
+        finally:
+            for number in others:
+                heapq.heappush(untried, number)
 
     def write_block(self, block: BlockId, columns: Mapping[str, NDArray[Any]]) -> None:
         """Write a claimed block durably, commit it and give the claim back; `columns` as in `StoreWriter.write_block`.
@@ -108,16 +119,24 @@ class JoinedWriter:
             ResourceError: no space.
         """
         try:
+            self._write(block, columns)
+        except LostClaimError:
+            heapq.heappush(self._untried.setdefault(block.view, []), block.block)  # whoever has it now may die
+            raise
+        self._forget(block.view, block.block)
+        self._claims.release(block)
+
+    def _write(self, block: BlockId, columns: Mapping[str, NDArray[Any]]) -> None:
+        try:
             self._blocks.write(block, columns, check=lambda: self._check(block))
         except FileNotFoundError as error:  # its partial files or the work folder were removed: both mean "not yours"
             self._check(block)
             raise LostClaimError(f"{self._root}: {block} was taken over while it was being written") from error
-        self._forget(block.view, block.block)
-        self._claims.release(block)
 
     def release(self, block: BlockId) -> None:
         """Give a claimed block back unwritten."""
         self._claims.release(block)
+        heapq.heappush(self._untried.setdefault(block.view, []), block.block)
 
     def close(self) -> None:
         """Give all claims back. Safe to call twice."""

@@ -7,7 +7,8 @@ the teacher, and when, is `dump`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,12 +52,12 @@ class StoreWriter:
         self._static = existing.static_digest
         self._blocks = BlockWriter(root, manifest)
         self._shared = False
-        self._begun: set[tuple[int, int]] = set()
         self._pending = {
             (block.view, block.block): block
             for block in all_blocks(manifest)
             if (block.view, block.block) not in self._records
         }
+        self._unclaimed = _heaps(self._pending)
 
     @classmethod
     def open(
@@ -124,22 +125,26 @@ class StoreWriter:
 
     def views_left(self) -> tuple[int, ...]:
         """Views with pending blocks that nobody has claimed."""
-        return tuple(dict.fromkeys(place[0] for place in tuple(self._pending) if place not in self._begun))
+        for view, blocks in self._unclaimed.items():
+            while blocks and (view, blocks[0]) not in self._pending:
+                heapq.heappop(blocks)  # committed by another worker of a shared store
+        return tuple(view for view, blocks in self._unclaimed.items() if blocks)
 
     def claim(self, view: int) -> BlockId | None:
         """The first pending block of a view that was not claimed before; None when there is none left.
 
         In a store that is not shared a claim is a note in this process; `JoinedWriter.claim` is the one of workers.
         """
-        for place, block in tuple(self._pending.items()):  # another thread commits meanwhile
-            if block.view == view and place not in self._begun:
-                self._begun.add(place)
+        blocks = self._unclaimed.get(view, [])
+        while blocks:
+            block = self._pending.get((view, heapq.heappop(blocks)))
+            if block is not None:
                 return block
         return None
 
     def release(self, block: BlockId) -> None:
         """Give a claimed block back unwritten."""
-        self._begun.discard((block.view, block.block))
+        heapq.heappush(self._unclaimed.setdefault(block.view, []), block.block)
 
     def share(self, run: str) -> None:
         """Let workers join (`JoinedWriter.join`) and write the pending blocks; this writer then coordinates.
@@ -212,9 +217,9 @@ class StoreWriter:
                 first = first or error
         if first is not None:
             ledger.remove_records(self._root, self._pending)
-            self._begun.clear()
             for place in self._pending:
                 self._records.pop(place, None)
+            self._unclaimed = _heaps(self._pending)
         return first
 
     def seal(self, *, quality: Mapping[str, Any] | None = None) -> StoreManifest:
@@ -288,6 +293,14 @@ class StoreWriter:
             else:
                 kept.append(before[view] if view < len(before) else None)
         return {**given, "rounding_kl": kept}
+
+
+def _heaps(places: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """Blocks by view, each a heap: the next one is found at once however many there are."""
+    heaps: dict[int, list[int]] = {}
+    for view, block in sorted(places):
+        heaps.setdefault(view, []).append(block)
+    return heaps
 
 
 def _as_static(manifest: StoreManifest, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -236,3 +236,21 @@ def test_a_repaired_store_shares_only_its_bad_blocks(tmp_path: Path) -> None:
         worker.close()
         coordinator.refresh()
         assert coordinator.seal(quality={"top1": 0.5}).root_digest == sealed.root_digest
+
+
+def test_a_lost_block_can_be_claimed_again_when_its_second_holder_gives_it_up(tmp_path: Path) -> None:
+    with StoreWriter.open(tmp_path / "s", MANIFEST) as coordinator:
+        coordinator.share("here")
+        slow, quick = join(tmp_path / "s"), join(tmp_path / "s")
+        block = slow.claim(0)
+        assert block is not None
+        long_ago = time.time() - 61
+        os.utime(tmp_path / "s" / CLAIMS_FOLDER / "0-0.json", (long_ago, long_ago))
+        coordinator.take_over_dead_claims()
+        assert quick.claim(0) == block
+        with pytest.raises(LostClaimError):
+            slow.write_block(block, columns_of(MANIFEST, block))
+        quick.release(block)
+        assert slow.claim(0) == block
+        slow.close()
+        quick.close()

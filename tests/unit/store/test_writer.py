@@ -221,3 +221,17 @@ def test_a_tail_whose_masses_exclude_each_other_is_refused(tmp_path: Path, half:
             writer.write_block(block, columns)
         columns["tail"][5, 3] = 1.0
         writer.write_block(block, columns)
+
+
+def test_a_released_block_is_claimed_next_and_committed_ones_never(tmp_path: Path) -> None:
+    manifest = manifest_of(rows=1000, views=2)
+    with StoreWriter.open(tmp_path / "s", manifest) as writer:
+        taken = [writer.claim(0) for _ in range(5)]
+        assert [block and block.block for block in taken] == [0, 1, 2, 3, None]
+        assert writer.views_left() == (1,)
+        assert taken[2] is not None
+        writer.release(taken[2])
+        assert writer.views_left() == (0, 1)
+        writer.write_block(taken[2], columns_of(manifest, taken[2]))
+        assert writer.claim(0) is None
+        assert writer.views_left() == (1,)
