@@ -2,7 +2,8 @@
 
     python -m pipelines.partial_kd.ptb_teacher rnnlm.npz teacher.safetensors
 
-Give the result to `python -m pipelines.partial_kd.run --data ptb --teacher-weights teacher.safetensors`. The NPZ file has names and layout of the code of "Deep Learning from Scratch 2" (MIT), gates in the order f, g, i, o.
+Give the result to `python -m pipelines.partial_kd.run --data ptb --teacher-weights teacher.safetensors`.
+The NPZ file has names and layout of the code of "Deep Learning from Scratch 2" (MIT), gates in the order f, g, i, o.
 """
 
 from __future__ import annotations
