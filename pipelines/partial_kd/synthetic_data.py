@@ -30,23 +30,34 @@ def class_directions(tau2: float, rng: np.random.Generator) -> NDArray[np.float6
     return unit
 
 
+def write_card(folder: Path, tau2: float) -> Path:
+    """Write the card of one data set, `card.toml`, unless it is there; its path."""
+    card = folder / "card.toml"
+    if not card.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        splits = "\n".join(f'{split} = "{split}"' for split in SPLITS)
+        card.write_text(
+            f'name = "synthetic-{round(1000 * tau2)}"\ntitle = "Synthetic classes, correlation {tau2:g}"\n'
+            f'source = "npz"\nnum_classes = {CLASSES}\nimage_shape = [{INPUTS}]\nlicence = "generated"\n'
+            f'obtain = "python -m pipelines.partial_kd.synthetic"\n\n[splits]\n{splits}\n'
+        )
+    return card
+
+
 def write_data(folder: Path, tau2: float, *, sigma: float, folds: int, seed: int, share: float = 1.0) -> Path:
-    """Write one data set as NPZ with its card beside it, unless both are there.
+    """Write one data set as `data.npz`, unless it is there; its path.
 
     Args:
-        folder: where `data.npz` and `card.toml` go.
+        folder: where it goes.
         tau2: correlation of the classes of a group.
         sigma: length of the noise.
         folds: how often the sine is added, 0 to 2.
         seed: of everything.
         share: part of the rows of every split, for trials.
-
-    Returns:
-        the card's path.
     """
-    card = folder / "card.toml"
-    if card.is_file():
-        return card
+    data = folder / "data.npz"
+    if data.is_file():
+        return data
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, round(1000 * tau2), folds])
     directions = class_directions(tau2, rng)
@@ -61,14 +72,10 @@ def write_data(folder: Path, tau2: float, *, sigma: float, folds: int, seed: int
             x = x + np.sin(x @ matrix.T + phase) / np.sqrt(INPUTS)
         arrays[f"{split}_inputs"] = x.astype(np.float32) * scale
         arrays[f"{split}_labels"] = labels.astype(np.int64)
-    np.savez(folder / "data.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub takes no mapping of arrays
-    splits = "\n".join(f'{split} = "{split}"' for split in SPLITS)
-    card.write_text(
-        f'name = "synthetic-{round(1000 * tau2)}"\ntitle = "Synthetic classes, correlation {tau2:g}"\nsource = "npz"\n'
-        f'num_classes = {CLASSES}\nlicence = "generated"\nobtain = "python -m pipelines.partial_kd.synthetic"\n'
-        f"\n[splits]\n{splits}\n"
-    )
-    return card
+    part = folder / "data.part.npz"  # appears whole or not at all
+    np.savez(part, **arrays)  # type: ignore[arg-type]  # numpy's stub takes no mapping of arrays
+    part.replace(data)
+    return data
 
 
 def _unit_rows(rng: np.random.Generator, rows: int) -> NDArray[np.float64]:
