@@ -56,7 +56,7 @@ def run_all(
         share = _scale(recipe.scale)["share"]
         write_data(recipe.folder, tau2, sigma=SIGMA, folds=FOLDS, seed=SEED, share=share)
         done[tau2] = (recipe, run(recipe, workers=workers, dask=dask))
-    return done
+    return dict(sorted(done.items()))
 
 
 def main() -> None:

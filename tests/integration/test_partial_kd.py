@@ -28,7 +28,7 @@ from tests.small_store import NUM_CLASSES, small_source, write_small_store
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "data" / "cache"
-SCALES = [(data, scale) for data in ("cifar100", "imagenet", "ptb") for scale in ("smoke", "cpu", "paper")]
+SCALES = [(data, scale) for data in ("cifar100", "imagenet", "ptb", "synthetic") for scale in ("smoke", "cpu", "paper")]
 
 
 def _recipe(data: str = "cifar100", scale: str = "cpu", folder: Path = Path("runs")) -> Recipe:

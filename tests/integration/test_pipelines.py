@@ -6,12 +6,16 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.partial_kd.recipe import load_recipe
+from pipelines.partial_kd.results import Row
 from pipelines.partial_kd.synthetic_data import CLASSES, GROUPS, class_directions, write_data
+from pipelines.partial_kd.synthetic_results import gains_over
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -41,18 +45,38 @@ def test_every_command_says_what_it_wants(
 
 
 def test_synthetic_recipe_runs_and_skips_what_is_done(tmp_path: Path) -> None:
-    words = ("pipelines.partial_kd.synthetic", "--scale", "smoke", "--folder", str(tmp_path))
+    words = (
+        "pipelines.partial_kd.synthetic",
+        "--scale",
+        "smoke",
+        "--folder",
+        str(tmp_path),
+        "--results",
+        str(tmp_path),
+    )
     first = _run(*words)
-    rows = json.loads((tmp_path / "smoke" / "rows.json").read_text())
-    assert {(row["tau2"], row["method"]) for row in rows} == {
-        (tau2, method) for tau2 in (0.0, 0.8) for method in ("ce", "kd-topk", "kd-pt", "kd-sim")
-    }
-    assert all(0 < score < 1 for row in rows for score in row["accuracy"])
+    for tau2 in ("0", "0.8"):
+        place = tmp_path / "synthetic" / "smoke" / f"tau2-{tau2}"
+        results = [json.loads(path.read_text()) for path in place.glob("students/*/result.json")]
+        assert {result["method"] for result in results} == {"ce", "kd-topk", "kd-pt", "kd-sim"}
+        assert len({result["store_root_digest"] for result in results}) == 1
+    assert (tmp_path / "partial_kd-synthetic.svg").read_text().startswith("<svg")
     weights = sorted(tmp_path.rglob("last.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
-    again = _run(*words)
+    assert _run(*words) == first
     assert [path.stat().st_mtime_ns for path in weights] == before, "a finished student was trained again"
-    assert again.split("teacher asked")[0] == first.split("teacher asked")[0]
+
+
+def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
+    recipe = load_recipe("synthetic", "smoke", data_root=None, folder=tmp_path)
+    arms = {arm.name: replace(arm, seeds=(0, 1, 2)) for arm in recipe.arms}
+    found = {"kd-pt": {0: 0.5, 1: 0.7, 2: 0.6}, "ce": {0: 0.4, 2: 0.2}}
+    rows = {
+        name: Row(arm=arms[name], tuned={}, figures={seed: {"accuracy": x} for seed, x in scores.items()}, gains={})
+        for name, scores in found.items()
+    }
+    assert gains_over(rows, "kd-pt", "ce") == pytest.approx([10.0, 40.0])
+    assert gains_over(rows, "kd-pt", "ls") == []
 
 
 @pytest.mark.shared
