@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
+from kdcache.parallel import run_recipe
 from pipelines.smoke.run import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_recipe(main)

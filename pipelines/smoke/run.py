@@ -21,7 +21,7 @@ from typing import Any
 
 from kdcache.distill import DistillConfig
 from kdcache.distill.grid import distill_grid
-from kdcache.parallel import Cell, run_cells
+from kdcache.parallel import Cell, run_cells, run_recipe
 
 FOLDER = Path("runs") / "smoke"
 METHODS = ("ce", "kd", "kd-topk", "kd-pt", "kd-sim", "kd-pt+sim")
@@ -112,4 +112,4 @@ Next       {KDCACHE} distill --store {store} --method kd-topk --topk 5 --tempera
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_recipe(main)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import KdcacheError, NotFoundError
-from kdcache.parallel import Cell, run_cells
+from kdcache.errors import NotFoundError
+from kdcache.parallel import Cell, run_cells, run_recipe
 
 Arguments = Mapping[str, Any]
 
@@ -106,19 +106,13 @@ def gated_grid(folder: Path) -> list[Cell]:
     return [*free, *gated, cell(folder, "sum", add_up, needs=tuple(one.name for one in (*free, *gated)))]
 
 
-def main(folder: str, workers: str = "1", dask: str = "") -> None:
+def main(folder: str, workers: str = "1", dask: str = "") -> int:
     """Run the grid of gates."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to Ctrl-C
-    try:
-        result = run_cells(gated_grid(Path(folder)), folder=Path(folder), workers=int(workers), dask=dask)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except KdcacheError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+    result = run_cells(gated_grid(Path(folder)), folder=Path(folder), workers=int(workers), dask=dask)
     print(result.summary())
-    sys.exit(result.exit_code)
+    return result.exit_code
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_recipe(lambda: main(*sys.argv[1:]))

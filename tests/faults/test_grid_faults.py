@@ -117,6 +117,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> 
     _, err = grid.communicate(timeout=60)
     assert grid.returncode == 130
     assert "interrupted: 2 of 7 cells are finished and kept" in err
+    assert "next: the same command continues" in err
     assert "Traceback" not in err
     assert not any(lives(process) for _, process in traces(tmp_path))
     (tmp_path / "gate").touch()
