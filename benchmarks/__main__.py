@@ -20,7 +20,7 @@ NOT_BENCHES = {
     "faithfulness_report",
     "faithfulness_gradient",
 }
-LONG = {"faithfulness"}  # hours: run only when named
+LONG = {"faithfulness", "scale_rows"}  # hours, or gigabytes of disk: run only when named
 
 
 def main() -> int:

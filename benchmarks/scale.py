@@ -1,11 +1,10 @@
-"""What very large stores would cost, and how far the cost model is off for small ones that are really made: id `scale`.
+"""What very large stores would cost: the tables of docs/scale.md.
 
-The tables are arithmetic (`kdcache.cost_model`, `kdcache.cost_of_use`): nothing is measured. What a teacher does a
-second and what things cost are inputs of this file, not facts. `--check` makes small stores with `dump-teacher`, sends
-them to an S3 API on this machine (moto) and compares: bytes, files, requests, seconds. `--write` puts the tables into
+They are arithmetic (`kdcache.cost_model`, `kdcache.cost_of_use`): nothing is measured here (`scale_check` does that).
+What a teacher does a second and what things cost are inputs of this file, not facts. `--write` puts the tables into
 docs/scale.md; a test holds that they are there as this command makes them.
 
-    python -m benchmarks.scale [--prices FILE.json] [--write] [--check]
+    python -m benchmarks.scale [--prices FILE.json] [--write]
 """
 
 from __future__ import annotations
@@ -13,29 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import tempfile
-import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.machine import ROOT, report
 from kdcache.cost_model import StoreSize, expected_rates, planned_manifest, store_size
 from kdcache.cost_of_use import LIST_PAGE, Prices, dump_time, money, pull_requests, push_requests
-from kdcache.dump import dump_teacher
-from kdcache.dump_estimate import estimate_dump
-from kdcache.dump_plan import DumpConfig
-from kdcache.progress import set_quiet
 from kdcache.specs import StoreManifest
-from kdcache.store.reader import read_manifest
-from kdcache.store.transfer import push_store
-from tests.remote_servers import BUCKET, proxy_to, s3_environment, s3_server
 
-DOCUMENT = ROOT / "docs" / "scale.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- tables: python -m benchmarks.scale --write -->", "<!-- end of tables -->"
 WORD_SHARE = 0.87  # of log2 K that a token's number takes in the top 64 of the PTB model
 
@@ -181,95 +166,16 @@ def document(text: str, prices: Prices) -> str:
     return f"{before}{BEGIN}\n\n{tables(prices)}\n\n{END}{after}"
 
 
-CHECKS: dict[str, dict[str, Any]] = {
-    "sample, trained teacher": {"dataset": "digit-pairs"},
-    "sample, k=all, exact": {"dataset": "digit-pairs", "topk": "all", "precision": "exact"},
-    "sample, 4 views, compact": {
-        "dataset": "digit-pairs",
-        "views": 4,
-        "augment": "digits.toml",
-        "precision": "compact",
-    },
-    "sample, features": {"dataset": "digit-pairs", "features": "penultimate"},
-    "K=1000, 20,000 rows": {"dataset": "npz", "teacher": "mlp-64", "init_seed": 0, "topk": 100},
-}
-POLICY = '[[ops]]\nop = "pad-crop"\npadding = 1\n'
-
-
-def checked() -> list[dict[str, Any]]:
-    """Estimate, dump, push; estimate over measurement."""
-    found = []
-    with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as name, s3_server() as url, proxy_to(url) as proxy:
-        folder = Path(name)
-        os.environ.update({**s3_environment(proxy.url), "KDCACHE_CACHE": f"{folder}/cache"})
-        (folder / "crop.toml").write_text(POLICY)
-        rng = np.random.default_rng(0)
-        np.savez(
-            folder / "noise.npz", train_images=rng.integers(0, 256, (20_000, 16, 16, 3), dtype=np.uint8),
-            train_labels=rng.integers(1000, size=20_000), names=np.array([str(number) for number in range(1000)]),
-        )  # fmt: skip
-        for number, (title, settings) in enumerate(CHECKS.items()):
-            store = folder / f"{number}.zarr"
-            asked = {**settings, "out": str(store), "allow_weak_teacher": True}
-            if "augment" in asked:
-                asked["augment"] = str(folder / asked["augment"])
-            if asked["dataset"] == "npz":
-                asked["data_root"] = folder / "noise.npz"
-            config = DumpConfig(**asked)
-            estimate = estimate_dump(config)
-            began = time.perf_counter()
-            dump_teacher(config)
-            seconds = time.perf_counter() - began
-            sizes = [path.stat().st_size for path in store.rglob("*") if path.is_file()]
-            manifest = read_manifest(store)
-            expected = store_size(planned_like(manifest))
-            proxy.requests.clear()
-            push_store(str(store), f"s3://{BUCKET}/check/{number}")
-            sent = Counter(request.method for request in proxy.requests)
-            found.append(
-                {
-                    "what": title,
-                    "bytes": sum(sizes),
-                    "dry_run_over_bytes": round(estimate.bytes / sum(sizes), 3),
-                    "expected_over_bytes": round(expected.bytes / sum(sizes), 3),
-                    "files": len(sizes),
-                    "dry_run_files": estimate.files,
-                    "push_requests": sum(sent.values()),
-                    "dry_run_requests": estimate.requests,
-                    "seconds": round(seconds, 2),
-                    "dry_run_seconds": round(estimate.seconds, 2),
-                }
-            )
-    return found
-
-
-def planned_like(manifest: StoreManifest) -> StoreManifest:
-    """The plan somebody would have made of such a store before it was there."""
-    shapes, codec = manifest.static_shapes, manifest.codec
-    return planned_manifest(
-        rows=manifest.dataset.num_rows, classes=manifest.dataset.num_classes, topk=codec.topk,
-        views=manifest.num_views, precision=codec.precision, block_rows=manifest.block_rows,
-        view_params=int(shapes["view_params"][0]) if "view_params" in shapes else 0,
-        features={name: tuple(shapes[name]) for name in codec.fields if name.startswith("features")},
-        weight_columns=int(shapes["class_weight"][1]) if "class_weight" in shapes else 0,
-    )  # fmt: skip
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prices", type=Path, help="JSON object with the fields of kdcache.cost_of_use.Prices")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
-    parser.add_argument("--check", action="store_true", help="make small stores and compare")
     asked = parser.parse_args()
-    set_quiet(True)
     prices = EXAMPLE_PRICES if asked.prices is None else Prices(**json.loads(asked.prices.read_text()))
     if asked.write:
         DOCUMENT.write_text(document(DOCUMENT.read_text(), prices))
-    figures: dict[str, Any] = {"plans": [figures_of(plan, prices) for plan in plans()]}
-    if asked.check:
-        figures["check"] = checked()
-    report("scale", figures)
+    print(json.dumps({"bench": "scale", "figures": [figures_of(plan, prices) for plan in plans()]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -83,6 +83,39 @@ def test_the_stored_opinion_is_the_models_own_for_each_sequence_alone(tmp_path: 
     assert store.class_weight.shape == (97, 16)
 
 
+def test_packed_documents_are_answered_as_under_a_block_diagonal_mask(tmp_path: Path, model: Path) -> None:
+    tokens = save_corpus(tmp_path / "corpus.npz")
+    store = open_store(dump(tmp_path, model, topk="all", precision="exact"))
+    live = transformers.AutoModelForCausalLM.from_pretrained(str(model), local_files_only=True).eval()
+    # One lane of all documents: positions begin again with each, and a token sees its own document up to itself only.
+    document = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    seen = (document[:, None] == document[None, :]) & torch.ones(len(tokens), len(tokens)).tril().bool()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+    with torch.inference_mode():
+        packed = live(
+            torch.from_numpy(tokens)[None], attention_mask=mask, position_ids=positions[None], use_cache=False
+        ).logits[0]
+    inside = torch.cat([document[1:] == document[:-1], torch.tensor([False])])  # the last token of each has no target
+    found = store.targets(torch.arange(int(inside.sum())))
+    expected = packed[inside].log_softmax(dim=-1).gather(1, found.index)
+    torch.testing.assert_close(found.log_prob, expected, rtol=1e-3, atol=2e-3)
+    assert found.label.tolist() == tokens[1:][inside[:-1].numpy()].tolist()
+
+
+def test_without_boundaries_packed_documents_see_each_other(tmp_path: Path, model: Path) -> None:
+    tokens = save_corpus(tmp_path / "corpus.npz")
+    np.savez(tmp_path / "corpus.npz", train_tokens=tokens, vocab_size=97)  # one sequence, as far as anyone can tell
+    whole = open_store(dump(tmp_path, model, topk="all"))
+    assert whole.num_rows == len(tokens) - 1
+    other = tokens.copy()
+    other[: LENGTHS[0]] = (other[: LENGTHS[0]] + 1) % 97
+    np.savez(tmp_path / "corpus.npz", train_tokens=other, vocab_size=97)
+    changed = open_store(dump(tmp_path, model, topk="all", out="other.zarr"))
+    rows = torch.arange(LENGTHS[0], len(tokens) - 1)
+    assert not torch.equal(whole.targets(rows).log_prob, changed.targets(rows).log_prob)
+
+
 def test_a_vocabulary_of_151_936_and_k_64(tmp_path: Path) -> None:
     vocabulary = 151_936
     save_corpus(tmp_path / "corpus.npz", vocabulary=vocabulary)
