@@ -95,6 +95,12 @@ class Recipe:
                 for control in self.live["controls"]:
                     yield self._student(method, control, seed, live_teacher=str(self._weights))
 
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """What is finished, by name as in `cells`, live students too; runs nothing."""
+        places = {name: Path(student.out) / "result.json" for name, student in self.students(live=True)}
+        places = {TEACHER: self.folder / TEACHER / "result.json", DUMP: self.folder / "store.zarr.dump.json", **places}
+        return {name: json.loads(path.read_text()) for name, path in places.items() if path.is_file()}
+
     @property
     def _weights(self) -> Path:
         return self.folder / "teacher" / "last.safetensors"

@@ -25,7 +25,8 @@ class Policy(nn.Module):
         spots: S + 1, the output included.
         same_architecture: start with +10 on "distil here".
 
-    Source: Song et al. 2022, arXiv:2205.03399, as METHODS section 7 records it.
+    Source: Song et al. 2022, arXiv:2205.03399, as METHODS section 7 records it; checked against the authors' code
+    (github.com/zju-vipa/spot-adaptive-pytorch, train.py, read), `policy_loss` below too.
     """
 
     def __init__(self, teacher: int, student: int, spots: int, *, same_architecture: bool) -> None:

@@ -86,7 +86,9 @@ class SakdStep:
         num_rows: N, for CRD's memory; negatives: its M.
         variant: sakd; sakd-prefix never returns to the teacher; sakd-live is sakd with a teacher that can run on.
         control: which routes the student is distilled on. always and random train no policy: nothing would read it.
-        same_architecture: whether teacher and student are.
+        same_architecture: whether the policy starts with a preference for distilling; None: where the values of both
+            networks have the same shapes at every spot, as in the pairs that the authors' settings call homogeneous
+            (resnet32x4 to resnet8x4 is, resnet32x4 to resnet32 is not).
         seed: of everything that is drawn here.
 
     Raises:
@@ -104,7 +106,7 @@ class SakdStep:
         negatives: int = 16_384,
         variant: Variant = "sakd",
         control: Control = "adaptive",
-        same_architecture: bool = False,
+        same_architecture: bool | None = None,
         seed: int = 0,
     ) -> None:
         check_variant(method, variant)
@@ -122,7 +124,8 @@ class SakdStep:
                     method, student=shapes, teacher=teacher.shapes, num_rows=num_rows, negatives=negatives, seed=seed
                 )
             if row is not None and control in READS_POLICY:
-                self._build_policy(shapes, same_architecture=same_architecture)
+                same = shapes == {spot: teacher.shapes[spot] for spot in shapes}
+                self._build_policy(shapes, same_architecture=same if same_architecture is None else same_architecture)
         self.parts.to(example.device)
         trained = [*student.module.parameters(), *self._parameters(of_distiller=True)]
         self._student_step = SGD(trained, lr=0.1, momentum=0.9, weight_decay=5e-4)  # lr is given with every step

@@ -167,7 +167,6 @@ class _Run:
             negatives=config.negatives,
             variant=config.variant,
             control=known_control(config.control),
-            same_architecture=plan.store.manifest.teacher.source == config.student,
             seed=config.seed,
         )
         self._device = processes.device

@@ -185,6 +185,8 @@ def test_controls_decide_what_is_distilled_and_only_two_of_them_train_a_policy(w
     assert 0.2 < adaptive[0].shares[1] < 0.8
     _, equal = _trained(world, "pkt", cached, same_architecture=True)
     assert equal[0].shares[0] > adaptive[0].shares[0]
+    _, wide = _trained(world, "pkt", cached, student="resnet8")  # the teacher's widths: the authors' "homo"
+    assert wide[0].shares[0] > 0.9
     _, coin = _trained(world, "pkt", cached, control="random")
     assert 0.3 < sum(step.shares[0] for step in coin) / STEPS < 0.7
     assert known_control("random") == "random"

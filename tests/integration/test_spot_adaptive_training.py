@@ -105,6 +105,7 @@ def test_the_recipe_runs_and_continues(tmp_path: Path, recipe: Callable[..., str
     before = [path.stat().st_mtime_ns for path in students]
     assert recipe(*words) == first
     assert [path.stat().st_mtime_ns for path in students] == before, "a finished student was trained again"
+    assert recipe(*words, "--finished") == first
     for name in ("spot_adaptive.svg", "spot_adaptive-shares.svg"):
         assert ElementTree.fromstring((tmp_path / "results" / name).read_text()).tag.endswith("svg")
 
