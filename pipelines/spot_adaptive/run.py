@@ -1,7 +1,8 @@
 """Spot-adaptive distillation (Song et al. 2022) from one store: does letting a policy choose where to distil pay?
 
     python -m pipelines.spot_adaptive.run [--scale smoke|cpu|paper] [--data-root DIR] [--folder DIR] [--live-teacher]
-                                          [--seeds S,S] [--workers N | --dask URL] [--results DIR] [--finished | --dry-run]
+                                          [--seeds S,S] [--workers N | --dask URL] [--results DIR]
+                                          [--finished | --dry-run]
 
 The teacher is trained and dumped once, with its features; students of every method and control are trained from the
 store. Finished cells are skipped, so the same command continues after a kill.
