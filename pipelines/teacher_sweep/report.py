@@ -82,7 +82,11 @@ def gather(sweep: Sweep, grid: GridResult) -> Findings:
         sd=sd,
         freedom=freedom,
         lr=chosen_lr(sweep, results),
-        trials={name: 100 * float(found["accuracy"]) for name, found in results.items() if name.startswith("trial-")},
+        trials={
+            f"{lr:g}": 100 * float(results[f"trial-lr{lr:g}"]["accuracy"])
+            for lr in sweep.student_lr
+            if f"trial-lr{lr:g}" in results
+        },
         teacher_seconds=sum(float(results[f"teacher-b{size}"]["seconds"]) for size in sweep.batch_sizes),
         dump_seconds=sum(float(results[f"store-{one.name}"]["seconds"]) for one in sweep.teachers),
         student_seconds=sum(float(found["seconds"]) for found in trained),
@@ -178,7 +182,7 @@ def verdict(arms: Mapping[str, Sequence[float]], ce: Sequence[float], sd: float,
 
 
 def _setting(sweep: Sweep, found: Findings) -> list[str]:
-    tried = ", ".join(f"{name.removeprefix('trial-lr')}: {score:.1f} %" for name, score in found.trials.items())
+    tried = ", ".join(f"{lr}: {score:.1f} %" for lr, score in found.trials.items())
     chosen = f"learning rate {found.lr:g}" + (f" (validation accuracy by rate: {tried})" if tried else "")
     sd = f"{found.sd:.2f} points ({found.freedom} degrees of freedom)" if found.freedom else "not known (one seed)"
     return [
@@ -242,13 +246,14 @@ def _selector(sweep: Sweep, found: Findings) -> list[str]:
 
 def _hypothesis(found: Findings) -> list[str]:
     lines = [
-        "| teacher | true | permuted | kd-pt | ls | true - permuted [95 %] | true - ls [95 %] | true - ce [95 %] "
-        "| verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "True minus a control, in points with 95 % intervals:",
+        "",
+        "| teacher | true | permuted | kd-pt | ls | - permuted | - kd-pt | - ls | - ce | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, arms in found.tests.items():
         shown = " | ".join(_mean_sd(arms[arm]) for arm in ARMS)
-        others = (arms["permuted"], arms["ls"], found.ce)
+        others = (arms["permuted"], arms["kd-pt"], arms["ls"], found.ce)
         differences = " | ".join(_shown(found, arms["true"], other) for other in others)
         why = f" ({found.roles[name]})" if found.roles[name] else ""
         lines.append(f"| {name}{why} | {shown} | {differences} | {verdict(arms, found.ce, found.sd, found.freedom)} |")
@@ -263,16 +268,16 @@ def _saved(sweep: Sweep, grid: GridResult, found: Findings) -> list[str]:
     return [
         f"Teacher time: {len(stores)} dumps, one for each teacher, {found.dump_seconds:.0f} s in all ({each:.1f} s "
         f"each, writing included; {size / 1e6:.1f} MB, {size / rows:.0f} bytes a row). The students' epochs would have "
-        f"asked a live teacher {found.asked} times for all rows, {live / 60:.1f} minutes at that rate; saved: "
-        f"{(live - found.dump_seconds) / 60:.1f} minutes. Training: teachers {found.teacher_seconds / 60:.1f} minutes, "
-        f"students {found.student_seconds / 60:.1f}.",
+        f"asked a live teacher {found.asked} times for all rows, {live / 60:.1f} minutes at that rate; saved: at most "
+        f"{(live - found.dump_seconds) / 60:.1f} minutes (a live teacher writes nothing). Training: "
+        f"teachers {found.teacher_seconds / 60:.1f} minutes, students {found.student_seconds / 60:.1f}.",
         "",
     ]
 
 
 def _rho(values: Sequence[float], scores: Sequence[float], given: Sequence[float] | None = None) -> str:
     p = permutation_p(values, scores, given=given)
-    return f"{rank_correlation(values, scores, given=given):+.2f} | {p:.3f}"
+    return f"{rank_correlation(values, scores, given=given):+.2f} | {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
 
 
 def _difference(one: Sequence[float], other: Sequence[float], sd: float, freedom: int) -> tuple[float, float]:
