@@ -99,8 +99,13 @@ class DaskCluster:
             self._client.cancel(tasks)
 
     def close(self) -> None:
-        """End the connection. Safe to call twice."""
-        self._client.close(timeout=CLOSE_SECONDS)
+        """End the connection, or give it up where nobody answers any more. Safe to call twice."""
+        try:
+            self._client.close(timeout=CLOSE_SECONDS)
+        except (OSError, TimeoutError):
+            self._client.status = (
+                "closed"  # else its destructor says goodbye once more, for 20 s, and prints a traceback
+            )
 
     def _lost(self) -> RemoteError:
         return RemoteError(f"{self.scheduler}: the Dask scheduler was lost; {self._kept}", hint=self._again)

@@ -114,6 +114,41 @@ def cluster_over(link: Link, folder: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield cluster
 
 
+ASKING = """
+import sys, time
+from kdcache.errors import RemoteError
+from kdcache.parallel.dask_cluster import DaskCluster
+cluster = DaskCluster(sys.argv[1], kept="kept", again="again")
+print("connected", flush=True)
+try:
+    while True:
+        print(len(cluster.workers()), flush=True)
+        time.sleep(0.2)
+except RemoteError as error:
+    print(error.message, flush=True)
+cluster.close()
+print("closed", flush=True)
+"""
+
+
+def test_a_connection_that_goes_silent_is_one_error(link: Link, tmp_path: Path) -> None:
+    """The client alone: answers, then none; it says so, closes, and leaves no traceback."""
+    with ExitStack() as stack:
+        scheduler = Cluster(tmp_path, stack, host=link.here)
+        client = start(tmp_path, "-c", ASKING, scheduler.address, inside=link.inside, variables=PATIENCE)
+        assert client.stdout is not None
+        lines = iter(client.stdout.readline, "")
+        assert next(lines) == "connected\n"
+        assert next(lines) == "0\n"
+        link.cut()
+        out, err = client.communicate(timeout=400)
+        *_, lost, closed = out.splitlines()
+        assert "scheduler was lost; kept" in lost
+        assert closed == "closed"
+        assert client.returncode == 0
+        assert "Traceback" not in err, err
+
+
 def dump_words(world: World, store: Path, cluster: Cluster) -> list[str]:
     words = world.dump("slow", out=str(store))
     return ["-m", "kdcache", *words, *VIEWS, "--json", "--dask", cluster.address]
