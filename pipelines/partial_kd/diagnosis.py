@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +255,20 @@ def measured_rescaling(recipe: Recipe) -> dict[str, list[float]]:
     return found
 
 
+def measured_table(recipe: Recipe) -> str:
+    """Rescaling in the last epoch of the students that read the main teacher, means over seeds, in Markdown."""
+    names = ("mean", "p5", "p25", "p50", "p75", "p95", "confidence_correlation")
+    lines = ["| method | seeds | omega, mean | 5 % | 25 % | 50 % | 75 % | 95 % | correlation with p_y |"]
+    lines.append("|---" * 9 + "|")
+    for arm in recipe.arms:
+        paths = [recipe.folder / "students" / f"{arm.name}-seed{seed}" / "result.json" for seed in arm.seeds]
+        found = [json.loads(path.read_text())["rescaling"] for path in paths if path.is_file()]
+        if arm.teacher == MAIN and found and found[0]:
+            means = [statistics.fmean(one[f"omega_{name}"] for one in found) for name in names]
+            lines.append(f"| {arm.name} | {len(found)} | " + " | ".join(f"{value:.2f}" for value in means) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def _panel(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Panel:
     legend = [(one.name, one.colour) for one in series]
     return Panel(title=title, chart=line_chart(title, x, y, series), legend=legend)
@@ -291,7 +306,7 @@ def main() -> None:
     recipe = load_recipe(arguments.data, arguments.scale, data_root=None, folder=arguments.folder)
     stores = {name: recipe.store(name) for name in recipe.teachers if recipe.store(name).exists()}
     found = {name: diagnose(open_store(place), COARSE) for name, place in stores.items()}
-    text = table(found)
+    text = table(found) + "\n" + measured_table(recipe)
     print(text)
     if arguments.results is not None:
         arguments.results.mkdir(parents=True, exist_ok=True)
