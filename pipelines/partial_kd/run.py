@@ -13,8 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdcache.errors import KdcacheError
-from kdcache.parallel import GridResult, run_cells
+from kdcache.parallel import GridResult, run_cells, run_recipe
 from pipelines.partial_kd.cells import chosen_settings, student_cells, teacher_cells, trial_cells
 from pipelines.partial_kd.cost import cost_of
 from pipelines.partial_kd.recipe import HERE, MAIN, Recipe, load_recipe
@@ -55,11 +54,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None, metavar="DIR", help="write tables and plots here")
     parser.add_argument("--dry-run", action="store_true", help="say what it would cost; run nothing")
     arguments = parser.parse_args()
-    try:
-        sys.exit(_carry_out(arguments))
-    except KdcacheError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_recipe(lambda: _carry_out(arguments))
 
 
 def _carry_out(arguments: argparse.Namespace) -> int:

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import KdcacheError
-from kdcache.parallel import run_cells
+from kdcache.parallel import run_cells, run_recipe
 from pipelines.spot_adaptive.cost import cost_lines
 from pipelines.spot_adaptive.recipe import load_recipe
 from pipelines.spot_adaptive.report import document, write_plots
@@ -38,11 +37,7 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="tables of what is finished; run nothing")
     parser.add_argument("--dry-run", action="store_true", help="say what it would cost; run nothing")
     arguments = parser.parse_args()
-    try:
-        sys.exit(_carry_out(arguments))
-    except KdcacheError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_recipe(lambda: _carry_out(arguments))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from kdcache.parallel import GridResult, run_cells
+from kdcache.parallel import GridResult, run_cells, run_recipe
 from pipelines.teacher_sweep.cells import chosen_lr, student_cells, teacher_cells, trial_cells
 from pipelines.teacher_sweep.cost import cost_of
 from pipelines.teacher_sweep.report import report, write_results
@@ -62,10 +62,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None, metavar="DIR", help="write tables and heat maps here")
     parser.add_argument("--dry-run", action="store_true", help="say what it would cost; run nothing")
     arguments = parser.parse_args()
+    run_recipe(lambda: _carry_out(arguments))
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
     sweeps = load_sweeps(arguments.scale, arguments.data, data_root=arguments.data_root, folder=arguments.folder)
     if arguments.dry_run:
         print("\n".join(str(cost_of(sweep)) for sweep in sweeps))
-        return
+        return 0
     code = 0
     for sweep in sweeps:
         found = run(sweep, workers=arguments.workers, dask=arguments.dask)
@@ -75,7 +79,7 @@ def main() -> None:
             print(report(sweep, found))
             if arguments.results is not None:
                 write_results(sweep, found, arguments.results, circumstances())
-    sys.exit(code)
+    return code
 
 
 def needed(sweep: Sweep) -> set[str]:
