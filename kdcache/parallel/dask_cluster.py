@@ -103,9 +103,7 @@ class DaskCluster:
         try:
             self._client.close(timeout=CLOSE_SECONDS)
         except (OSError, TimeoutError):
-            self._client.status = (
-                "closed"  # else its destructor says goodbye once more, for 20 s, and prints a traceback
-            )
+            self._client.status = "closed"  # else its destructor tries again for 20 s and prints a traceback
 
     def _lost(self) -> RemoteError:
         return RemoteError(f"{self.scheduler}: the Dask scheduler was lost; {self._kept}", hint=self._again)
