@@ -216,5 +216,5 @@ def _change(found: FinishedCell, cell: Cell) -> str:
     names = [name for name in sorted({*old, *new}) if old.get(name, ...) != new.get(name, ...)]
     if not names:
         return "a cell it needs has other arguments now"
-    shown = [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names[:3]]
+    shown = [f"{name} {old.get(name)!r:.60} -> {new.get(name)!r:.60}" for name in names[:3]]
     return f"its arguments changed ({', '.join(shown)}{', ...' if len(names) > 3 else ''})"
