@@ -5,14 +5,13 @@ What a worker is - a process here, a task on a Dask cluster - is its team's busi
 
 from __future__ import annotations
 
-import json
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
-from kdcache import errors
-from kdcache.errors import KdcacheError, LockedError, ResourceError
+from kdcache.errors import ResourceError
 from kdcache.progress import Progress, note
 from kdcache.store.writer import StoreWriter
+from kdcache.workers.reports import raise_report
 
 LOOK_SECONDS = 0.5
 TAKE_OVER_SECONDS = 2.0
@@ -88,37 +87,3 @@ def coordinate(writer: StoreWriter, team: Team, progress: Progress) -> None:
         if writer.pending:
             team.refill()
             time.sleep(0.1)
-
-
-def report_done(rows: int) -> str:
-    """What a worker says at its end: how many rows it committed."""
-    return json.dumps({"rows": rows})
-
-
-def report_failure(error: BaseException) -> str:
-    """What a worker says when it cannot go on; errors of kdcache keep their class, message and hint."""
-    if isinstance(error, KdcacheError):
-        return json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint})
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        hint = "fewer --workers or a smaller --batch-size; the same command then continues"
-        return json.dumps({"error": "ResourceError", "message": f"a worker is out of memory: {first}", "hint": hint})
-    return json.dumps({"error": "", "message": f"{type(error).__name__}: {first}", "hint": ""})
-
-
-def raise_report(report: str | None) -> bool:
-    """Raise what a report says went wrong; whether the worker ended as it should."""
-    if report is None:
-        note("a worker was killed; its block goes to another one")
-        return False
-    value: dict[str, Any] = json.loads(report)
-    if "error" not in value:
-        return True
-    kind = getattr(errors, str(value["error"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, KdcacheError)):
-        raise RuntimeError(f"in a worker: {value['message']}")
-    if issubclass(kind, LockedError):
-        # It found its coordinator gone while that lives: a worker that was stopped for long. Another one goes on.
-        note(f"a worker ended: {value['message']}")
-        return False
-    raise kind(str(value["message"]), hint=str(value["hint"]))

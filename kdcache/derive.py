@@ -8,31 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kdcache.canonical import to_json
+from kdcache.class_mean import class_mean
 from kdcache.datasets.identity import label_digest
 from kdcache.datasets.row_range import parse_split
 from kdcache.dump import stored_quality
 from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.part_blocks import maker_of_part, part_maker
 from kdcache.specs import CLASS_MEAN_TEMPERATURE, PRECISIONS, DatasetSpec, StoreManifest, ViewSpec
-from kdcache.store.blocks import BlockId, block_rows_for, blocks_of_view
+from kdcache.store.blocks import block_rows_for
+from kdcache.store.files import local_path
 from kdcache.store.layout import layout_of, static_arrays
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.writer import StoreWriter
-from kdcache.targets.similarity import LARGEST_MATRIX, add_class_means, means_of
-from kdcache.targets.soft import SoftTargets
-from kdcache.targets.tail import narrow
+from kdcache.targets.similarity import LARGEST_MATRIX
 from kdcache.urls import is_url
 from kdcache.version import __version__
 from kdcache.views.mixing import mixes
+from kdcache.workers.filling import Filling, fill
+from kdcache.workers.tasks import Workforce, place_for
 
 Columns = dict[str, NDArray[Any]]
 
@@ -49,6 +50,8 @@ class DeriveConfig:
         rows: [start, stop) of the rows.
         precision: how finely log-probabilities are kept; never finer than in the store.
         class_mean: T; also keep the mean p^T of each class's rows, (K, K), so that kd-sim need not pass over the store.
+        workers: processes that share the blocks; the new store is the same.
+        dask: scheduler of a Dask cluster whose workers share them; they must see both stores under the same paths.
     """
 
     store: str
@@ -58,6 +61,13 @@ class DeriveConfig:
     rows: tuple[int, int] | None = None
     precision: Literal["exact", "default", "compact"] | None = None
     class_mean: float | None = None
+    workers: int = 1
+    dask: str = ""
+
+    @property
+    def force(self) -> Workforce:
+        """Who does the work; ConfigError for workers in two ways."""
+        return Workforce(workers=self.workers, dask=self.dask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +82,7 @@ class DeriveResult:
 
 
 def derive(config: DeriveConfig, *, reader: StoreReader | None = None) -> DeriveResult:
-    """Write a part of a sealed store as a store of its own. Reads every block once, verified; memory stays at a block.
+    """Write a part of a sealed store as a store of its own. Reads what it needs block by block, verified.
 
     Args:
         config: what to keep.
@@ -81,32 +91,34 @@ def derive(config: DeriveConfig, *, reader: StoreReader | None = None) -> Derive
     Raises:
         ConfigError: a part the store does not have. UnfinishedStoreError, CorruptStoreError: the store is not sound.
         IncompatibleError: `out` holds something else.
+        ResourceError, RemoteError: workers or the Dask scheduler were lost; the same call continues.
     """
+    force = config.force
     if not is_url(config.store) and Path(config.out).resolve() == Path(config.store).resolve():
         raise ConfigError(
             f"{config.out}: a store cannot be derived onto itself; expected a new path", hint="choose another OUT"
         )
     reader = reader or open_reader(config.store)
     manifest = derived_manifest(reader, config)
-    start = config.rows[0] if config.rows else 0
     quality = {name: value for name, value in reader.manifest.quality.items() if name == CLASS_MEAN_TEMPERATURE}
     static = {}
     for array in static_arrays(layout_of(manifest)):
         if array.name == "class_mean" and config.class_mean is not None:
-            static[array.name] = class_mean(reader, config.class_mean, rows=config.rows)
+            static[array.name] = class_mean(
+                reader, config.class_mean, rows=config.rows, force=force, place=config.store
+            )
             quality = {CLASS_MEAN_TEMPERATURE: config.class_mean}
         else:
             static[array.name] = reader.static(array.name)
     if "class_mean" not in static:
         quality = {}
-    written = 0
+    start = config.rows[0] if config.rows else 0
+    request = {"store": place_for(config.store, force), "start": start}
+    out = str(local_path(config.out).absolute())
+    filling = Filling(name="derive", location=out, factory=part_maker, request=request)
     with StoreWriter.open(config.out, manifest, static=static) as writer:
-        wanted = set(writer.pending)
-        for view in sorted({block.view for block in wanted}):
-            for block, columns in _blocks(reader, manifest, view, start):
-                if block in wanted:
-                    writer.write_block(block, narrowed(columns, reader.manifest, manifest.codec.topk))
-                    written += block.rows
+        written = sum(block.rows for block in writer.pending)
+        fill(writer, filling, force, maker_of_part(reader, start, manifest))
         sealed = writer.seal(quality={**to_json(stored_quality(writer)), **quality})
     return DeriveResult(
         store=config.out,
@@ -164,26 +176,6 @@ def derived_manifest(reader: StoreReader, config: DeriveConfig) -> StoreManifest
     )
 
 
-def class_mean(reader: StoreReader, temperature: float, *, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
-    """(K, K) mean p^T of each class's rows in view 0, the tail's mass spread evenly; a class without rows is uniform.
-
-    Args:
-        reader: an open store.
-        temperature: T.
-        rows: [start, stop); None takes all.
-    """
-    classes = reader.manifest.dataset.num_classes
-    total = torch.zeros(classes, classes, dtype=torch.float64)
-    first, last = rows or (0, reader.manifest.dataset.num_rows)
-    for block, columns in reader.blocks(0):
-        part = slice(max(first - block.start, 0), max(last - block.start, 0))
-        chosen = {name: values[part] for name, values in columns.items()}
-        if len(chosen["label"]):
-            add_class_means(total, SoftTargets.from_columns(chosen, chosen["label"], num_classes=classes), temperature)
-    means: NDArray[np.float32] = means_of(total).numpy()
-    return means
-
-
 def _fields_kept(parent: StoreManifest, config: DeriveConfig) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The codec's fields and their stated shapes: other rows have other class means, and new ones are wanted or not."""
     fields, shapes = set(parent.codec.fields), dict(parent.static_shapes)
@@ -202,25 +194,6 @@ def _fields_kept(parent: StoreManifest, config: DeriveConfig) -> tuple[tuple[str
         fields.add("class_mean")
         shapes["class_mean"] = [classes, classes]
     return tuple(sorted(fields)), {name: shape for name, shape in sorted(shapes.items()) if name in fields}
-
-
-def narrowed(columns: Columns, parent: StoreManifest, topk: int) -> Columns:
-    """A block's columns with the first k' <= k classes; the others join the tail exactly, in float32.
-
-    Args:
-        columns: as `StoreReader.blocks` gives them, `label` included.
-        parent: manifest of the store they came from.
-        topk: k'.
-    """
-    if topk == parent.codec.topk:
-        return columns
-    fewer = narrow(SoftTargets.from_columns(columns, columns["label"], num_classes=parent.dataset.num_classes), topk)
-    return {
-        **columns,
-        "topk_index": fewer.index.numpy(),
-        "topk_log_prob": fewer.log_prob.numpy(),
-        "tail": fewer.tail.numpy(),
-    }
 
 
 def _part_of(reader: StoreReader, rows: tuple[int, int]) -> DatasetSpec:
@@ -255,27 +228,3 @@ def _canaries_within(spec: ViewSpec, rows: tuple[int, int]) -> ViewSpec:
     start, stop = rows
     kept = [canary for canary in spec.canaries if start <= int(canary["row"]) < stop]
     return replace(spec, canaries=tuple({**canary, "row": int(canary["row"]) - start} for canary in kept))
-
-
-def _blocks(reader: StoreReader, manifest: StoreManifest, view: int, start: int) -> Iterator[tuple[BlockId, Columns]]:
-    """The part's blocks of a view, cut from the parent's as they stream past."""
-    labels = reader.row_array("label")
-    ahead = iter(reader.blocks(view))
-    held: tuple[int, Columns] | None = None  # first row and columns that are not used up
-    for block in blocks_of_view(manifest, view):
-        pieces: list[Columns] = []
-        row, stop = start + block.start, start + block.stop
-        while row < stop:
-            if held is None:
-                source, columns = next(ahead)
-                held = (source.start, columns)
-            first, columns = held
-            end = first + len(columns["topk_index"])
-            if end > row:
-                pieces.append({name: values[row - first : stop - first] for name, values in columns.items()})
-                row = min(end, stop)
-            if end <= stop:
-                held = None
-        joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        joined["label"] = labels[start + block.start : stop]
-        yield block, joined

@@ -25,7 +25,7 @@ from kdcache.canonical import to_json
 from kdcache.coordination import Coordinator, Team, coordinate
 from kdcache.devices import choose_device, spread_over_devices, warn_if_amp_is_slow
 from kdcache.dump_plan import DumpConfig, DumpPlan, check_continued_views, new_manifest, plan_dump
-from kdcache.dump_worker import WorkOrder, absolute_location, for_elsewhere, help_first_rank, report_of
+from kdcache.dump_worker import WorkOrder, for_elsewhere, help_first_rank, report_of
 from kdcache.errors import ConfigError, CorruptStoreError
 from kdcache.parallel.dask_team import DaskTeam
 from kdcache.parallel.threads import usable_cores
@@ -42,9 +42,9 @@ from kdcache.store.writer import StoreWriter
 from kdcache.teacher_run import TeacherQuality, TeacherRun
 from kdcache.views.mixing import mixes, recorded_mixing
 from kdcache.worker_processes import ProcessTeam
+from kdcache.workers.joining import JOIN_PATIENCE, absolute_location
 
 ROUNDS = 3  # a block that is bad on disk after being written three times means a bad disk
-JOIN_PATIENCE = 120.0  # seconds a worker on a cluster waits for the coordinator: file systems there show files late
 
 __all__ = ["DumpConfig", "DumpResult", "dump_teacher", "stored_quality"]
 

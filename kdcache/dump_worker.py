@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from kdcache.coordination import report_done, report_failure
 from kdcache.datasets.cards import open_dataset
 from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.source import DataSource
@@ -29,14 +28,13 @@ from kdcache.specs import ViewSpec, store_key
 from kdcache.store.files import local_path
 from kdcache.store.joined_writer import JoinedWriter
 from kdcache.store.lease import holder_of
-from kdcache.store.manifest_file import read_manifest
 from kdcache.teacher_run import TeacherRun
 from kdcache.teachers import TeacherRequest
 from kdcache.version import __version__
 from kdcache.views.policy import ViewPolicy
 from kdcache.worker_processes import take_order
-
-JOIN_SECONDS = 0.1
+from kdcache.workers.joining import JOIN_SECONDS, absolute_location, is_finished, join
+from kdcache.workers.reports import report_done, report_failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ def work(
         LockedError: no coordinator came within the order's patience.
     """
     teacher = request.load(source, choose_device(order.device))
-    writer = _join(order)
+    writer = join(order.location, order.run, patience=order.patience)
     if writer is None:
         return None
     try:
@@ -117,8 +115,8 @@ def help_first_rank(config: DumpConfig, plan: DumpPlan, run: str, device: str) -
     order = WorkOrder(config=config, location=absolute_location(plan.location), run=run, device=device)
     joined = work(order, plan.source, plan.policy, plan.teacher, plan.key)
     rows = 0 if joined is None else _fill(*joined)
-    while not _is_finished(order.location):
-        if holder_of(local_path(order.location)) is None and not _is_finished(order.location):
+    while not is_finished(order.location):
+        if holder_of(local_path(order.location)) is None and not is_finished(order.location):
             raise LockedError(
                 f"{order.location}: the first rank ended before it sealed the store",
                 hint="its own message says why; the same command continues",
@@ -165,11 +163,6 @@ def main() -> None:
     os._exit(0)  # decoding processes and libraries' threads are not waited for
 
 
-def absolute_location(location: str) -> str:
-    """A local path made absolute; a URL as it is."""
-    return location if "://" in location else os.path.abspath(location)
-
-
 def for_elsewhere(config: DumpConfig) -> DumpConfig:
     """The request with every path that exists here made absolute, for workers in other folders."""
     root = config.data_root or (Path(os.environ["KDCACHE_DATA_ROOT"]) if os.environ.get("KDCACHE_DATA_ROOT") else None)
@@ -203,26 +196,3 @@ def _fill(writer: JoinedWriter, run: TeacherRun) -> int:
             on_block=lambda block: rows.append(block.rows),
         )
     return sum(rows)
-
-
-def _join(order: WorkOrder) -> JoinedWriter | None:
-    deadline = time.monotonic() + order.patience if order.patience else float("inf")
-    while True:
-        writer = JoinedWriter.join(order.location, run=order.run)
-        if writer is not None:
-            return writer
-        if _is_finished(order.location):
-            return None
-        if time.monotonic() > deadline:
-            raise LockedError(
-                f"{order.location}: no process coordinates this dump; expected one within {order.patience:.0f} s",
-                hint="is the folder the same on this machine? then give the same dump-teacher command again",
-            )
-        time.sleep(JOIN_SECONDS)
-
-
-def _is_finished(location: str) -> bool:
-    try:
-        return read_manifest(location).complete
-    except KdcacheError:
-        return False

@@ -6,30 +6,25 @@ stored; below that the manifest says how far the mean can be from the true one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kdcache.canonical import digest_of, to_json
 from kdcache.dump import stored_quality
 from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.mean_blocks import COPIED, PARTNER, MeanBlocks, mean_maker
 from kdcache.progress import note
 from kdcache.specs import PRECISIONS, PreprocessingSpec, StoreManifest, TeacherSpec
-from kdcache.store.blocks import BlockId
 from kdcache.store.features import feature_columns
+from kdcache.store.files import local_path
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.writer import StoreWriter
-from kdcache.targets.ensemble import mean_opinion
-from kdcache.targets.soft import SoftTargets
 from kdcache.version import __version__
-
-Columns = Mapping[str, NDArray[Any]]
-COPIED = ("mask", "sequence_offsets", "view_params")  # what belongs to the rows and views, not to a teacher
-PARTNER = "partner_label_log_prob"  # of mixed views: one stated number of each member, so its mean is exact
+from kdcache.workers.filling import Filling, fill
+from kdcache.workers.tasks import Workforce, place_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +36,21 @@ class MergeConfig:
         out: path of the new store; continued when an earlier call was interrupted.
         topk: classes kept per row; None keeps the smallest k of the members.
         precision: None keeps the coarsest of the members'.
+        workers: processes that share the blocks; the new store is the same.
+        dask: scheduler of a Dask cluster whose workers share them; they must see all stores under the same paths.
     """
 
     stores: tuple[str, ...]
     out: str
     topk: int | None = None
     precision: Literal["exact", "default", "compact"] | None = None
+    workers: int = 1
+    dask: str = ""
+
+    @property
+    def force(self) -> Workforce:
+        """Who does the work; ConfigError for workers in two ways."""
+        return Workforce(workers=self.workers, dask=self.dask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,9 @@ def merge(config: MergeConfig) -> MergeResult:
         ConfigError: fewer than two stores, or more classes than a member holds.
         IncompatibleError: the members are not about the same rows and views; every difference is named.
         UnfinishedStoreError, CorruptStoreError: a member is not sound.
+        ResourceError, RemoteError: workers or the Dask scheduler were lost; the same call continues.
     """
+    force = config.force
     if len(set(config.stores)) < 2:
         raise ConfigError(f"merge: expected two or more different stores, found {len(set(config.stores))}")
     readers = [open_reader(store) for store in config.stores]
@@ -86,16 +92,16 @@ def merge(config: MergeConfig) -> MergeResult:
     if dropped:
         note(f"{config.out}: without {', '.join(dropped)}: features are one teacher's own, a mean of them is nobody's")
     static = {name: readers[0].static(name) for name in manifest.codec.fields if name == "sequence_offsets"}
-    bounds = []
+    out = local_path(config.out).absolute()
+    request = {"stores": [place_for(store, force) for store in config.stores], "out": str(out)}
+    filling = Filling(name="merge", location=str(out), factory=mean_maker, request=request)
     with StoreWriter.open(config.out, manifest, static=static) as writer:
-        wanted = set(writer.pending)
-        for view in range(manifest.num_views):
-            for block, columns, bound in _merged_blocks(readers, manifest, view):
-                bounds.append(bound)
-                if block in wanted:
-                    writer.write_block(block, columns)
-        measured = np.concatenate(bounds)
-        facts = {"merge_bound_mean": float(measured.mean()), "merge_bound_max": float(measured.max())}
+        maker = MeanBlocks(readers, manifest, out)
+        fill(writer, filling, force, maker)
+        if writer.manifest.complete:
+            facts = {name: float(writer.manifest.quality[name]) for name in ("merge_bound_mean", "merge_bound_max")}
+        else:
+            facts = maker.measured()
         sealed = writer.seal(quality={**to_json(stored_quality(writer)), **facts})
     return MergeResult(
         store=config.out,
@@ -193,40 +199,3 @@ def _is_exact(manifests: Sequence[StoreManifest]) -> bool:
 def _canaries(manifests: Sequence[StoreManifest]) -> tuple[Mapping[str, Any], ...]:
     views = min(manifest.num_views for manifest in manifests)
     return tuple(canary for canary in manifests[0].views.canaries if canary["view"] < views)
-
-
-def _merged_blocks(
-    readers: Sequence[StoreReader], manifest: StoreManifest, view: int
-) -> Iterator[tuple[BlockId, dict[str, NDArray[Any]], NDArray[np.float32]]]:
-    labels = readers[0].row_array("label")
-    for parts in zip(*(reader.blocks(view) for reader in readers), strict=True):
-        block, first = parts[0]
-        for reader, (_, other) in zip(readers[1:], parts[1:], strict=True):
-            _check_same(readers[0], reader, block, first, other)
-        label = labels[block.start : block.stop]
-        members = [
-            SoftTargets.from_columns(columns, label, num_classes=manifest.dataset.num_classes) for _, columns in parts
-        ]
-        mean = mean_opinion(members, topk=manifest.codec.topk)
-        kept = mean.targets
-        columns = {
-            **{name: first[name] for name in (*COPIED, "row_digest") if name in first},
-            "label": label,
-            "topk_index": kept.index.numpy(),
-            "topk_log_prob": kept.log_prob.numpy(),
-            "tail": kept.tail.numpy(),
-            "label_log_prob": kept.label_log_prob.numpy(),
-        }
-        if PARTNER in manifest.codec.fields:
-            each = np.stack([part[PARTNER].astype(np.float32) for _, part in parts])
-            columns[PARTNER] = np.log(np.exp(each).mean(axis=0).clip(min=np.exp(-65.0)))
-        yield block, columns, mean.bound.numpy()
-
-
-def _check_same(one: StoreReader, other: StoreReader, block: BlockId, a: Columns, b: Columns) -> None:
-    for name in ("label", "row_digest", *COPIED):
-        if name in a and not (name in b and np.array_equal(a[name], b[name])):
-            raise IncompatibleError(
-                f"{one.location} and {other.location} cannot be merged: {name} differs in {block}",
-                hint="dump both teachers over the same data and views",
-            )

@@ -76,14 +76,11 @@ class ProcessTeam:
         self.stop()
 
     def _start(self, order: str) -> subprocess.Popen[str]:
-        module, function = self._main.split(":")
-        path = os.pathsep.join([_PACKAGE_PLACE, *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
-            # -P: the working folder is not searched for modules, whatever lies in it
-            [sys.executable, "-P", "-c", f"from {module} import {function}; {function}()"],
+            worker_command(self._main),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, **self._environment},
+            env=worker_environment(self._environment),
             text=True,
         )
         assert process.stdin is not None
@@ -91,6 +88,19 @@ class ProcessTeam:
             process.stdin.write(order + "\n")
             process.stdin.flush()
         return process
+
+
+def worker_command(main: str) -> list[str]:
+    """The words that run "module:function" in a new interpreter."""
+    module, function = main.split(":")
+    # -P: the working folder is not searched for modules, whatever lies in it
+    return [sys.executable, "-P", "-c", f"from {module} import {function}; {function}()"]
+
+
+def worker_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this process for a worker, which finds this kdcache; with `more` variables."""
+    path = os.pathsep.join([_PACKAGE_PLACE, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **more}
 
 
 def _last_line(process: subprocess.Popen[str]) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.options import json_option, option, subcommand
+from kdcache.cli.options import json_option, option, subcommand, workers_options
 from kdcache.cli.output import facts, write_json, write_result
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Range(click.ParamType):  # type: ignore[type-arg]  # generic in newer clic
 @option("--rows", kind=Range(), help="Keep these rows: they become rows 0 and on of split NAME[A:B].")
 @option("--precision", kind=click.Choice(["exact", "default", "compact"]), help="Keep coarser numbers.")
 @option("--class-mean", kind=float, metavar="T", help="Also keep each class's mean p^T, which kd-sim then reads.")
+@workers_options
 @json_option
 def command(
     *,
@@ -47,11 +48,15 @@ def command(
     rows: tuple[int, int] | None,
     precision: Any,
     class_mean: float | None,
+    workers: int,
+    dask: str,
     as_json: bool,
 ) -> None:
     """Write a part of STORE to OUT without the teacher: fewer classes, views or rows, or coarser numbers.
 
     OUT is sealed and verified like any store and names STORE's digest as its parent. STORE is not changed.
+    OUT is the same whoever shares the blocks: this process, --workers or --dask. Interrupted, the same command
+    continues.
     """
     from kdcache.derive import DeriveConfig, derive
 
@@ -68,6 +73,8 @@ def command(
         rows=rows,
         precision=precision,
         class_mean=class_mean,
+        workers=workers,
+        dask=dask,
     )
     result = derive(config)
     write_json(result) if as_json else write_result(_text(result))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.options import json_option, option, subcommand
+from kdcache.cli.options import json_option, option, subcommand, workers_options
 from kdcache.cli.output import facts, write_json, write_result
 
 if TYPE_CHECKING:
@@ -20,17 +20,30 @@ if TYPE_CHECKING:
 @option(
     "--precision", kind=click.Choice(["exact", "default", "compact"]), help="How finely; otherwise as the coarsest."
 )
+@workers_options
 @json_option
-def command(*, stores: tuple[str, ...], out: str, topk: int | None, precision: Any, as_json: bool) -> None:
+def command(
+    *,
+    stores: tuple[str, ...],
+    out: str,
+    topk: int | None,
+    precision: Any,
+    workers: int,
+    dask: str,
+    as_json: bool,
+) -> None:
     """Average the probabilities (T=1) of several teachers over the same rows and views into one store.
 
     Exact when every store keeps all classes; otherwise approximate, and the result says by how much at most.
+    The store is the same whoever shares the blocks: this process, --workers or --dask. Interrupted, the same command
+    continues.
     """
     from kdcache.merge import MergeConfig, merge
 
     if not out:
         raise click.UsageError("--out STORE is needed: a merged store is a store of its own")
-    result = merge(MergeConfig(stores=stores, out=out, topk=topk, precision=precision))
+    config = MergeConfig(stores=stores, out=out, topk=topk, precision=precision, workers=workers, dask=dask)
+    result = merge(config)
     write_json(result) if as_json else write_result(_text(result))
 
 

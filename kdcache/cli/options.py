@@ -130,6 +130,14 @@ def json_option(function: F) -> F:
     return option("--json", "as_json", is_flag=True, default=False, help="Print exactly one JSON document.")(function)
 
 
+def workers_options(function: F) -> F:
+    """Decorator: `--workers` and `--dask`, who shares the blocks of a store."""
+    dask = option("--dask", metavar="ADDRESS", default="", help="Scheduler of a Dask cluster that does the work.")
+    return option(
+        "--workers", kind=click.IntRange(min=1), default=1, metavar="N", help="Processes here that share the work."
+    )(dask(function))
+
+
 class TopK(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """A count of classes, at least 1, or the word `all`."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcache.cli.options import Numbers, json_option, option, subcommand
+from kdcache.cli.options import Numbers, json_option, option, subcommand, workers_options
 from kdcache.cli.output import facts, human_bytes, table, write_json, write_result
 from kdcache.progress import counted
 
@@ -25,18 +25,30 @@ LINES = 10  # of a listing; --json gives all
     "--temperature", "temperatures", kind=Numbers(), default="1,2,4,8", metavar="T,..", help="Temperatures, no unit."
 )
 @option("--contradictions", kind=click.IntRange(min=0), default=20, metavar="ROWS", help="Contradicted rows to name.")
+@workers_options
 @json_option
-def command(*, store: str | None, temperatures: tuple[float, ...], contradictions: int, as_json: bool) -> None:
+def command(
+    *,
+    store: str | None,
+    temperatures: tuple[float, ...],
+    contradictions: int,
+    workers: int,
+    dask: str,
+    as_json: bool,
+) -> None:
     """Show what a store says about its teacher, its k and its views.
 
     Reads every block once and checks it; needs neither the teacher nor the data set. STORE may be left out when there
-    is exactly one under kdcache-store/ here. Definitions of every figure: docs/stats.md.
+    is exactly one under kdcache-store/ here. Definitions of every figure: docs/stats.md. The figures are the same
+    whoever shares the blocks: this process, --workers or --dask.
     """
     from kdcache.stats import store_stats
     from kdcache.store.find import only_store
+    from kdcache.workers.tasks import Workforce
 
+    force = Workforce(workers=workers, dask=dask)
     location = store if store is not None else only_store().location
-    found = store_stats(location, temperatures=temperatures, contradictions=contradictions)
+    found = store_stats(location, temperatures=temperatures, contradictions=contradictions, force=force)
     write_json(found.to_json()) if as_json else write_result(stats_text(found))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.options import json_option, option, subcommand
+from kdcache.cli.options import json_option, option, subcommand, workers_options
 from kdcache.cli.output import write_json, write_result
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @option("--augment", metavar="POLICY", default="", help="FILE.py:factory, when the views came from a user's transform.")
 @option("--allow-view-drift", is_flag=True, default=False, help="Report views that drifted instead of refusing them.")
 @option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@workers_options
 @json_option
 def command(
     *,
@@ -35,19 +36,24 @@ def command(
     replay: int | None,
     views: bool,
     allow_view_drift: bool,
+    workers: int,
+    dask: str,
     as_json: bool,
     **given: Any,
 ) -> int:
     """Check every byte of a store against its ledger.
 
     Exit code 0: sound; 1: --replay or --views says no; 3: not finished; 4: bytes or structure are damaged. STORE may be
-    left out when there is exactly one under kdcache-store/ here.
+    left out when there is exactly one under kdcache-store/ here. Blocks are shared by --workers or --dask; what is
+    asked of a teacher is not.
     """
     from kdcache.store.find import only_store
-    from kdcache.store.verify import verify_store
+    from kdcache.workers.store_work import verify
+    from kdcache.workers.tasks import Workforce
 
+    force = Workforce(workers=workers, dask=dask)
     location = store if store is not None else only_store().location
-    report = verify_store(location, deep=deep)
+    report = verify(location, deep=deep, force=force)
     again = []
     if report.exit_code == 0 and (replay is not None or views):
         from kdcache.replay import config_for_replay, replay_rows, replay_views

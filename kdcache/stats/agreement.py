@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdcache.stats.figures import ViewFigures
+from kdcache.stats.sums import Sums
 from kdcache.targets.soft import SoftTargets
 from kdcache.targets.split import split_teacher
 
@@ -92,16 +93,15 @@ class AgreementSums:
 
     def __init__(self, *, complete: bool) -> None:
         self._complete = complete
-        self._pairs = self._same = 0
-        self._kl = self._square = self._product = 0.0
+        self.sums: Sums = {"pairs": torch.zeros(5, dtype=torch.float64)}  # pairs, same class, KL, squares, products
 
     def add(self, p: Opinion, q: Opinion) -> None:
         """Count two views of the same rows."""
-        self._pairs += len(p.first)
-        self._same += int((p.first == q.first).sum())
-        self._kl += float((divergence(p, q) + divergence(q, p)).sum()) / 2
-        self._square += float((inner_product(p, p) + inner_product(q, q)).sum()) / 2
-        self._product += float(inner_product(p, q).sum())
+        both_kl = (divergence(p, q) + divergence(q, p)) / 2
+        squares = (inner_product(p, p) + inner_product(q, q)) / 2
+        same = (p.first == q.first).double()
+        counted = (torch.ones_like(same), same, both_kl, squares, inner_product(p, q))
+        self.sums["pairs"] += torch.stack([values.sum() for values in counted])
 
     def result(self) -> ViewFigures | None:
         """Figures over all pairs; None when there were none.
@@ -109,16 +109,17 @@ class AgreementSums:
         With independent views E<p_v, p_w> is the squared length of a row's mean opinion, and E|p_v|^2 minus it the
         spread of one view around it; the mean over V views keeps 1/V of that spread.
         """
-        if not self._pairs:
+        counted, same, both_kl, square, product = self.sums["pairs"].tolist()
+        if not counted:
             return None
-        pairs = self._pairs
-        spread = max(self._square - self._product, 0.0) / max(self._product, 1e-300)
+        pairs = int(counted)
+        spread = max(square - product, 0.0) / max(product, 1e-300)
         suggested = min(max(1, math.ceil(spread / TOLERATED**2 - 1e-9)), MOST_VIEWS)
         views = tuple(2**i for i in range(max(4, math.ceil(math.log2(suggested)) + 1)))
         return ViewFigures(
             pairs=pairs,
-            top1_agreement=self._same / pairs,
-            symmetric_kl=self._kl / pairs,
+            top1_agreement=same / pairs,
+            symmetric_kl=both_kl / pairs,
             spread=spread,
             views=views,
             error=tuple(math.sqrt(spread / count) for count in views),

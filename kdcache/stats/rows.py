@@ -53,12 +53,15 @@ class ContradictedRows:
 
     Args:
         count: how many to keep.
-        names: of the classes.
+
+    Attributes:
+        found: (n, 7) float64, largest margin first: margin, row, label, predicted class, the means over views of the
+            label's and the predicted class's probability, row digest. Whole numbers below 2^53 are exact.
     """
 
-    def __init__(self, count: int, names: list[str]) -> None:
-        self._count, self._names = count, names
-        self._found: list[Contradiction] = []
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.found: NDArray[np.float64] = np.zeros((0, 7))
 
     def add(
         self,
@@ -70,27 +73,39 @@ class ContradictedRows:
     ) -> None:
         """Count a block: its rows' numbers, their sums over `views` views, labels and digests, each (rows,)."""
         values, places = block.candidates(self._count, views)
-        for margin, place in zip(values.tolist(), places.tolist(), strict=True):
-            label, predicted = int(labels[place]), int(block.predicted[place])
-            self._found.append(
-                Contradiction(
-                    row=int(numbers[place]),
-                    label=label,
-                    label_name=self._names[label],
-                    predicted=predicted,
-                    predicted_name=self._names[predicted],
-                    margin=margin,
-                    label_probability=float(block.label[place]) / views,
-                    predicted_probability=float(block.first[place]) / views,
-                    row_digest=int(digests[place]),
-                )
-            )
-        self._found.sort(key=lambda item: (-item.margin, item.row))
-        del self._found[self._count :]
+        here = places.numpy()
+        columns = (
+            values.numpy(),
+            numbers[here],
+            labels[here],
+            block.predicted[places].numpy(),
+            (block.label[places] / views).numpy(),
+            (block.first[places] / views).numpy(),
+            digests[here],
+        )
+        self.add_found(np.stack(columns, axis=1).astype(np.float64))
 
-    def result(self) -> tuple[Contradiction, ...]:
-        """Largest margin first."""
-        return tuple(self._found)
+    def add_found(self, found: NDArray[np.float64]) -> None:
+        """Count what another part of the store holds, as `found`."""
+        both = np.concatenate([self.found, found])
+        self.found = both[np.lexsort((both[:, 1], -both[:, 0]))][: self._count]
+
+    def result(self, names: list[str]) -> tuple[Contradiction, ...]:
+        """Largest margin first, with the classes' names."""
+        return tuple(
+            Contradiction(
+                row=int(row),
+                label=int(label),
+                label_name=names[int(label)],
+                predicted=int(predicted),
+                predicted_name=names[int(predicted)],
+                margin=margin,
+                label_probability=label_probability,
+                predicted_probability=predicted_probability,
+                row_digest=int(digest),
+            )
+            for margin, row, label, predicted, label_probability, predicted_probability, digest in self.found.tolist()
+        )
 
 
 def confused_pairs(means: NDArray[np.float32], seen: NDArray[np.bool_], names: list[str]) -> tuple[ConfusedPair, ...]:

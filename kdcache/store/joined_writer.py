@@ -170,6 +170,6 @@ class JoinedWriter:
 
     def _coordinator_gone(self) -> LockedError:
         return LockedError(
-            f"{self._root}: the process that coordinates this dump has ended, so this worker ends, too",
-            hint="give the same dump-teacher command again: it continues",
+            f"{self._root}: the process that coordinates the writing of this store has ended, so this worker ends, too",
+            hint="give the same command again: it continues",
         )

@@ -96,12 +96,17 @@ class VerifyReport:
         return 4 if self.problems else 0 if self.complete else 3
 
 
-def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
+Committed = tuple[BlockId, str]  # a block and its ledger digest
+CheckBlocks = Callable[[Root, Iterable[Committed]], Iterator[list[Problem]]]
+
+
+def verify_store(location: str | Path, *, deep: bool = False, check_blocks: CheckBlocks | None = None) -> VerifyReport:
     """Check structure, metadata, ledger and every byte of a store, one block in memory at a time.
 
     Args:
         location: local folder or URL; a remote store is streamed, nothing of it is kept.
         deep: also check values: indices below K and unique, log p descending and at most 0, mass 1, labels in range.
+        check_blocks: what is wrong with each committed block, in their order; None: this process looks.
 
     Raises:
         NotFoundError, IncompatibleError: there is no store of a format this program reads.
@@ -124,11 +129,11 @@ def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
         problems += islice(unexpected_files(root, layout), MAX_PROBLEMS)
         problems += _static_problems(root, manifest, layout, digests.static)
     checked = 0
-
-    def check(committed: tuple[BlockId, str]) -> list[Problem]:
-        return list(_block_problems(root, manifest, layout, *committed, deep=deep))
-
-    for found in _in_order(check, digests.committed(), threads=1 if isinstance(root, Path) else REMOTE_THREADS):
+    if check_blocks is None:
+        each = block_problems(root, manifest, digests.committed(), deep=deep)
+    else:
+        each = check_blocks(root, digests.committed())
+    for found in each:
         checked += not found
         problems += found
         if len(problems) >= MAX_PROBLEMS:
@@ -142,6 +147,18 @@ def verify_store(location: str | Path, *, deep: bool = False) -> VerifyReport:
         problems=tuple(problems),
         root_digest=manifest.root_digest,
     )
+
+
+def block_problems(
+    root: Root, manifest: StoreManifest, blocks: Iterable[Committed], *, deep: bool
+) -> Iterator[list[Problem]]:
+    """What is wrong with each block, in their order; of a remote store a few are on their way at once."""
+    layout = layout_of(manifest)
+
+    def check(committed: Committed) -> list[Problem]:
+        return list(_block_problems(root, manifest, layout, *committed, deep=deep))
+
+    return _in_order(check, blocks, threads=1 if isinstance(root, Path) else REMOTE_THREADS)
 
 
 def _in_order(check: Callable[[T], R], items: Iterable[T], *, threads: int) -> Iterator[R]:

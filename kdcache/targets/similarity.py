@@ -8,6 +8,7 @@ weights are kept instead of R where K is large. Source of the weight form: Tang 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -131,42 +132,62 @@ def class_means(store: StoreColumns, temperature: float) -> MatrixSimilarity:
             f"similarity=mean keeps K x K numbers: expected at most {LARGEST_MATRIX} classes, found {classes}",
             hint="use similarity=weights",
         )
-    total: Tensor | None = None
+    sums: ClassMeanSums | None = None
     for targets in store.batches():
         if targets.mix is not None:
             raise IncompatibleError(
                 "similarity=mean takes the teacher's mean opinion of each class, and the store's views mix two classes",
                 hint="use similarity=weights, or a store without mixup and cutmix",
             )
-        if total is None:
-            total = torch.zeros(classes, classes, dtype=torch.float64, device=targets.device)
-        add_class_means(total, targets, temperature)
-    if total is None:
+        if sums is None:
+            sums = ClassMeanSums(classes, device=targets.device)
+        sums.add(targets, temperature)
+    if sums is None:
         raise IncompatibleError("similarity=mean: the store has no rows")
-    return MatrixSimilarity(matrix=_floored(means_of(total)))
+    return MatrixSimilarity(matrix=_floored(sums.means()))
 
 
-def means_of(total: Tensor) -> Tensor:
-    """(K, K) float32 means from the sums of `add_class_means`; a class without rows is uniform."""
-    seen = total.sum(dim=1, keepdim=True)  # every row adds 1
-    return torch.where(seen > 0, total / seen.clamp(min=1), 1.0 / len(total)).float()
+class ClassMeanSums:
+    """Sums of p^T by label, without building (B, K): named classes by index, the others as one level per label.
 
-
-def add_class_means(total: Tensor, targets: SoftTargets, temperature: float) -> None:
-    """Add each row's p^T to the row of its label without building (B, K): head by index, tail as one level per row.
-
-    Args:
-        total: (K, K) float64, changed in place; row y then sums to the rows of class y that were added.
-        targets: B rows.
-        temperature: T.
+    Attributes:
+        named: (K, K) float64, row y what the named classes of rows labelled y have above their row's level.
+        level: (K,) float64, entry y the sum of the levels of rows labelled y.
     """
-    teacher = split_teacher(targets, temperature)
-    level = (teacher.tail_prob / teacher.count.clamp(min=1)).double()
-    levels = torch.zeros(len(total), dtype=total.dtype, device=total.device).index_add_(0, targets.label, level)
-    total += levels[:, None]
-    flat = targets.label[:, None] * total.shape[1] + teacher.index
-    values = (teacher.prob.double() - level[:, None]) * teacher.named
-    total.view(-1).index_add_(0, flat.flatten(), values.flatten())
+
+    def __init__(self, num_classes: int, *, device: torch.device | str = "cpu") -> None:
+        self.named = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=device)
+        self.level = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    def add(self, targets: SoftTargets, temperature: float) -> None:
+        """Count B rows at T."""
+        teacher = split_teacher(targets, temperature)
+        level = (teacher.tail_prob / teacher.count.clamp(min=1)).double()
+        self.level.index_add_(0, targets.label, level)
+        flat = targets.label[:, None] * len(self.level) + teacher.index
+        values = (teacher.prob.double() - level[:, None]) * teacher.named
+        self.named.view(-1).index_add_(0, flat.flatten(), values.flatten())
+
+    def parts(self) -> dict[str, Tensor]:
+        """What was added up, without the zeros: "index" (n,) int64 places in `named`, "named" (n,) there, "level"."""
+        flat = self.named.view(-1)
+        index = flat.nonzero()[:, 0]
+        return {"index": index, "named": flat[index], "level": self.level}
+
+    def add_parts(self, parts: Mapping[str, Tensor]) -> None:
+        """Add the sums of other rows, as `parts` gave them. Block by block, the sum depends on their order alone."""
+        self.named.view(-1).index_add_(0, parts["index"], parts["named"])
+        self.level += parts["level"]
+
+    def total(self) -> Tensor:
+        """(K, K) float64 whose row y is the sum of p^T over the rows labelled y; it adds up to their number."""
+        return self.named + self.level[:, None]
+
+    def means(self) -> Tensor:
+        """(K, K) float32 means; a class without rows is uniform."""
+        total = self.total()
+        seen = total.sum(dim=1, keepdim=True)
+        return torch.where(seen > 0, total / seen.clamp(min=1), 1.0 / len(total)).float()
 
 
 def mean_confidence(store: StoreColumns, temperature: float) -> float:

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from kdcache.errors import ChecksumError, ConfigError, CorruptStoreError
-from kdcache.specs import StoreManifest
 from kdcache.stats import store_stats
 from kdcache.stats import survey as module
-from kdcache.store.reader import StoreReader
+from kdcache.stats.tempered import TemperedSums
 from kdcache.targets.encode import encode_topk
 from tests.logit_store import random_logits, write_logit_store
 
@@ -142,11 +141,9 @@ def test_mixed_views_are_not_held_against_one_label(
     path, _, _ = two_views
     opened = module.open_reader(path)
     mixed = replace(opened.manifest.views, policy="patient", ops=({"op": "mixup"},))
-    survey = module._Survey(replace(opened.manifest, views=mixed), (1.0,), 5)
-    assert isinstance(opened, StoreReader)
-    assert isinstance(opened.manifest, StoreManifest)
-    list(survey.run(opened))
-    found = survey.result(module.describe(path), {}, 1.0)
+    opened.manifest = replace(opened.manifest, views=mixed)
+    monkeypatch.setattr(module, "open_reader", lambda location: opened)
+    found = module.store_stats(path, temperatures=(1.0,), contradictions=5)
     assert found.mixed
     assert (found.by_class, found.confused, found.contradictions, found.class_means) == ((), (), (), None)
     assert found.agreement is not None
@@ -180,7 +177,7 @@ def test_class_names_are_the_data_sets_or_the_numbers(tmp_path: Path) -> None:
 def test_encoded_and_stored_numbers_agree(tmp_path: Path) -> None:
     logits, labels = random_logits(300, 40)
     stored = store_stats(write_logit_store(tmp_path / "s", [logits], labels, topk=5), temperatures=(4,)).temperatures[0]
-    live = module.TemperedSums(4.0, topk=5, num_classes=40)
+    live = TemperedSums(4.0, topk=5, num_classes=40)
     live.add(encode_topk(logits, labels, topk=5).targets())
     assert stored.mass == pytest.approx(live.result().mass, rel=1e-3)
     assert stored.gradient_error == pytest.approx(live.result().gradient_error, rel=2e-2)

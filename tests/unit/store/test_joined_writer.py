@@ -102,11 +102,11 @@ def test_a_worker_ends_when_its_coordinator_ends(tmp_path: Path) -> None:
     block = worker.claim(0)
     assert block is not None
     coordinator.close()
-    with pytest.raises(LockedError, match="coordinates this dump has ended"):
+    with pytest.raises(LockedError, match="coordinates the writing of this store has ended"):
         worker.write_block(block, columns_of(MANIFEST, block))
     worker._look()
     for ask in (worker.views_left, lambda: worker.claim(0)):
-        with pytest.raises(LockedError, match="coordinates this dump has ended") as caught:
+        with pytest.raises(LockedError, match="coordinates the writing of this store has ended") as caught:
             ask()
         assert caught.value.exit_code == 6
     worker.close()
