@@ -14,6 +14,7 @@ from kdcache.version import __version__
 
 if TYPE_CHECKING:
     from kdcache.loader import AttachedDataset, DistillLoader, TargetStore, open_store
+    from kdcache.parallel.store_arrays import to_dask
     from kdcache.targets.methods import methods
     from kdcache.targets.soft import SoftTargets
 
@@ -25,6 +26,7 @@ _HOMES = {
     "TargetStore": "kdcache.loader",
     "methods": "kdcache.targets.methods",
     "open_store": "kdcache.loader",
+    "to_dask": "kdcache.parallel.store_arrays",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "errors",
     "methods",
     "open_store",
+    "to_dask",
 ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -81,6 +81,10 @@ class Publisher:
         self._lease.check()
         for array in block_arrays(self._layout, block.view):
             self._upload(array.block_chunk_path(block.view, block.block))
+        self._commit(block, record)
+
+    def _commit(self, block: BlockId, record: Record) -> None:
+        """Say at the target that a block's chunks are there."""
         self._lease.check()
         value = {
             "store_id": self._manifest.store_id,
@@ -133,11 +137,39 @@ class Publisher:
 
             _in_parallel(upload, wanted)
 
+    def upload_by_others(self, committed: Sequence[tuple[BlockId, str]], sent: Iterator[int]) -> None:
+        """Record blocks, each with its ledger digest, as others have brought their chunks there; `sent` is their bytes.
+
+        Raises:
+            LockedError, RemoteError: as `upload_block`; and what the others raise.
+        """
+        with Progress(len(committed), "blocks", label=f"uploading to {self._target}", keep=False) as progress:
+            for (block, sha256), count in zip(committed, sent, strict=True):
+                self._commit(block, Record(sha256=sha256))
+                self.bytes_sent += count
+                progress.update(1, {"MB": self.bytes_sent / 1e6})
+
     def _upload(self, path: str) -> None:
         data = (self._root / path).read_bytes()
         self._target.put(path, data)
         with self._lock:
             self.bytes_sent += len(data)
+
+
+def upload_chunks(root: Path, target: Location, manifest: StoreManifest, block: BlockId) -> int:
+    """Bring a block's chunks to a place, a few at once; their bytes. Nothing says there yet that they are whole.
+
+    Raises:
+        RemoteError: the service failed.
+    """
+
+    def upload(array: ArrayLayout) -> int:
+        path = array.block_chunk_path(block.view, block.block)
+        data = (root / path).read_bytes()
+        target.put(path, data)
+        return len(data)
+
+    return sum(_in_parallel(upload, block_arrays(layout_of(manifest), block.view)))
 
 
 def published_at(target: Location) -> StoreManifest | None:

@@ -7,6 +7,7 @@ Interrupted, the same call continues. Both ends may be a folder or a URL; `pull`
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,17 @@ class Transfer:
     parent: str = ""
 
 
-def push_store(store: str, target: str) -> Transfer:
+SendBlocks = Callable[[Path, Sequence[tuple[BlockId, str]]], Iterator[int]]
+
+
+def push_store(store: str, target: str, *, send_blocks: SendBlocks | None = None) -> Transfer:
     """Copy a sealed local store to a place, and publish it there when all of it has arrived.
 
     Args:
         store: local folder.
         target: URL or folder that will be the store; it is empty, or an interrupted push of this store.
+        send_blocks: checks blocks of the store against their ledger digests and brings their chunks to the target;
+            the bytes of each, in their order. None: this process does.
 
     Raises:
         NotFoundError, UnfinishedStoreError: there is no sealed store. CorruptStoreError: it is damaged; nothing is
@@ -86,7 +92,12 @@ def push_store(store: str, target: str) -> Transfer:
         there = [place for place, sha256 in publisher.uploaded.items() if digests[place] == sha256]
         if there:
             note(f"continuing: {len(there)} of {len(digests)} blocks are at {location}")
-        _check_blocks(reader, [block for block in all_blocks(manifest) if (block.view, block.block) not in there])
+        missing = [block for block in all_blocks(manifest) if (block.view, block.block) not in set(there)]
+        if send_blocks is None:
+            _check_blocks(reader, missing)
+        else:
+            committed = [(block, digests[block.view, block.block]) for block in missing]
+            publisher.upload_by_others(committed, send_blocks(root, committed))
         publisher.finish(manifest, digests)
     return Transfer(
         store=str(location), source=str(root), root_digest=manifest.root_digest, bytes_moved=publisher.bytes_sent,

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kdcache.specs import StoreManifest
+from kdcache.store.block_reader import check_block, read_block
 from kdcache.store.blocks import block_at
 from kdcache.store.files import Root
+from kdcache.store.layout import layout_of
+from kdcache.store.location import Location
 from kdcache.store.manifest_file import read_manifest
+from kdcache.store.publish import upload_chunks
 from kdcache.store.roots import root_of
+from kdcache.store.transfer import Transfer, push_store
 from kdcache.store.verify import REMOTE_THREADS, Committed, Problem, VerifyReport, block_problems, verify_store
-from kdcache.workers.tasks import ALONE, Order, Workforce, in_order, place_for
+from kdcache.workers.tasks import AHEAD, ALONE, Answers, Order, Workforce, in_order, place_for
 
 TASK_ROWS = 65_536  # small blocks go out together: an order costs 0.2 ms here, 2 ms on a cluster
 
@@ -58,6 +66,64 @@ def check_blocks(order: Order) -> bytes:
     blocks = [(block_at(manifest, int(view), int(block)), str(sha256)) for view, block, sha256 in order["blocks"]]
     found = block_problems(root, manifest, blocks, deep=bool(order["deep"]))
     return json.dumps([[asdict(problem) for problem in problems] for problems in found]).encode()
+
+
+def push(store: str, target: str, *, force: Workforce = ALONE) -> Transfer:
+    """`push_store` with the blocks shared among workers, each of which checks a block and uploads it.
+
+    Workers of this machine are threads here: checking takes 0.25 s of processor time for 10^6 rows (k=10), less than a
+    new process takes to start, and its decompression and hashing let other threads run.
+
+    The manifest goes last, from this process, so that a damaged block is found before anything is published; blocks
+    that were sent before it stay, unseen, for the push that continues.
+
+    Args:
+        store: local folder, which every worker sees.
+        target: as `push_store`; workers on a cluster need their own credentials for it in their environment.
+        force: who works.
+
+    Raises:
+        As `push_store` and `in_order`.
+    """
+    if force.alone:
+        return push_store(store, target)
+    place, run = place_for(store, force), uuid.uuid4().hex
+    there = place_for(target, force)
+
+    def send(root: Path, committed: Sequence[Committed]) -> Iterator[int]:
+        orders = (
+            {"location": place, "run": run, "target": there, "view": block.view, "block": block.block, "sha256": sha256}
+            for block, sha256 in committed
+        )
+        replies = in_order(force, upload_block, orders) if force.dask else _in_threads(force.workers, orders)
+        with closing(replies):
+            for reply in replies:
+                yield int(reply)
+
+    return push_store(store, target, send_blocks=send)
+
+
+def upload_block(order: Order) -> bytes:
+    """A worker's part of `push`: a block compared with the ledger, then its chunks uploaded; their bytes."""
+    root, manifest = _opened(str(order["location"]), str(order["run"]))
+    assert isinstance(root, Path)
+    block = block_at(manifest, int(order["view"]), int(order["block"]))
+    check_block(root, manifest, block, read_block(root, manifest, layout_of(manifest), block), str(order["sha256"]))
+    return b"%d" % upload_chunks(root, Location.at(str(order["target"])), manifest, block)
+
+
+def _in_threads(count: int, orders: Iterable[Order]) -> Answers:
+    with ThreadPoolExecutor(count, thread_name_prefix="kdcache-push") as pool:
+        waiting: deque[Future[bytes]] = deque()
+        try:
+            for order in orders:
+                waiting.append(pool.submit(upload_block, order))
+                if len(waiting) >= AHEAD * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @lru_cache(maxsize=4)

@@ -68,7 +68,7 @@ CONFINED = {
     "obstore": ("kdcache.store.location",),
     "fsspec": (),
     "boto3": (),
-    "dask": ("kdcache.parallel.dask_cluster",),
+    "dask": ("kdcache.parallel.dask_cluster", "kdcache.parallel.store_arrays"),
     "distributed": ("kdcache.parallel.dask_cluster",),
     "timm": ("kdcache.models.timm_adapter",),
     "transformers": ("kdcache.models.hf_adapter",),
@@ -86,6 +86,7 @@ ADAPTERS = frozenset(
         "kdcache.models.timm_adapter",
         "kdcache.store.location",
         "kdcache.parallel.dask_cluster",
+        "kdcache.parallel.store_arrays",
     }
 )
 
