@@ -37,7 +37,7 @@ class Range(click.ParamType):  # type: ignore[type-arg]  # generic in newer clic
 @option("--rows", kind=Range(), help="Keep these rows: they become rows 0 and on of split NAME[A:B].")
 @option("--precision", kind=click.Choice(["exact", "default", "compact"]), help="Keep coarser numbers.")
 @option("--class-mean", kind=float, metavar="T", help="Also keep each class's mean p^T, which kd-sim then reads.")
-@workers_options
+@workers_options()
 @json_option
 def command(
     *,

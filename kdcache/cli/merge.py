@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @option(
     "--precision", kind=click.Choice(["exact", "default", "compact"]), help="How finely; otherwise as the coarsest."
 )
-@workers_options
+@workers_options()
 @json_option
 def command(
     *,

@@ -130,12 +130,11 @@ def json_option(function: F) -> F:
     return option("--json", "as_json", is_flag=True, default=False, help="Print exactly one JSON document.")(function)
 
 
-def workers_options(function: F) -> F:
-    """Decorator: `--workers` and `--dask`, who shares the blocks of a store."""
-    dask = option("--dask", metavar="ADDRESS", default="", help="Scheduler of a Dask cluster that does the work.")
-    return option(
-        "--workers", kind=click.IntRange(min=1), default=1, metavar="N", help="Processes here that share the work."
-    )(dask(function))
+def workers_options(here: str = "Processes here that share the blocks.") -> Callable[[F], F]:
+    """Decorator: `--workers` and `--dask`, who shares the blocks of a store; `here` says what a worker is."""
+    dask = option("--dask", metavar="ADDRESS", default="", help="Scheduler of a Dask cluster that shares the blocks.")
+    workers = option("--workers", kind=click.IntRange(min=1), default=1, metavar="N", help=here)
+    return lambda function: workers(dask(function))
 
 
 class TopK(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only

@@ -11,7 +11,7 @@ from kdcache.cli.output import facts, human_bytes, write_json, write_result
 @subcommand("push")
 @click.argument("store")
 @click.argument("url")
-@workers_options
+@workers_options("Threads that check and send blocks.")
 @json_option
 def command(*, store: str, url: str, workers: int, dask: str, as_json: bool) -> None:
     """Copy a sealed store to URL (s3://, gs://, az:// or a folder) and publish it there.

@@ -25,7 +25,7 @@ LINES = 10  # of a listing; --json gives all
     "--temperature", "temperatures", kind=Numbers(), default="1,2,4,8", metavar="T,..", help="Temperatures, no unit."
 )
 @option("--contradictions", kind=click.IntRange(min=0), default=20, metavar="ROWS", help="Contradicted rows to name.")
-@workers_options
+@workers_options()
 @json_option
 def command(
     *,

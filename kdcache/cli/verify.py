@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @option("--augment", metavar="POLICY", default="", help="FILE.py:factory, when the views came from a user's transform.")
 @option("--allow-view-drift", is_flag=True, default=False, help="Report views that drifted instead of refusing them.")
 @option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
-@workers_options
+@workers_options()
 @json_option
 def command(
     *,

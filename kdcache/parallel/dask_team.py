@@ -31,7 +31,7 @@ class DaskTeam:
         self._cluster = DaskCluster(
             scheduler,
             kept="what is committed is kept",
-            again="start the cluster again, then give the same dump-teacher command: it continues",
+            again="start the cluster again, then give the same command: it continues",
         )
         self._tasks: dict[str, Any] = {}
 

@@ -20,7 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,8 +156,7 @@ def _with_dask(scheduler: str, texts: Iterable[str]) -> Answers:
 
 
 def _with_processes(count: int, texts: Iterable[str]) -> Answers:
-    processes = TaskProcesses(count)
-    with ThreadPoolExecutor(count, thread_name_prefix="kdcache-tasks") as pool:
+    with closing(TaskProcesses(count)) as processes, ThreadPoolExecutor(count, "kdcache-tasks") as pool:
         waiting: deque[Future[bytes]] = deque()
         try:
             for text in texts:
@@ -220,14 +219,20 @@ class TaskProcesses:
             return tuple(process.pid for process in self._running)
 
     def stop(self) -> None:
-        """End all processes, at once: they hold nothing. Threads in `ask` come back. Safe to call twice."""
+        """End all processes, at once: they hold nothing. Threads in `ask` come back; then `close`."""
         with self._lock:
             self._stopped = True
-            running, self._running = self._running, set()
+            running = tuple(self._running)
         for process in running:
             process.kill()
         for process in running:
             process.wait()
+
+    def close(self) -> None:
+        """Forget the processes, when no thread is in `ask` any more."""
+        self.stop()
+        for process in tuple(self._running):
+            self._forget(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._lock:
