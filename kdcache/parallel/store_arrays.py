@@ -24,7 +24,7 @@ from kdcache.store.reader import StoreReader, open_reader
 from kdcache.urls import is_url
 
 Columns = dict[str, NDArray[Any]]
-Graph = dict[tuple[Any, ...], tuple[Any, ...]]
+Graph = dict[Any, Any]  # (name, block...) -> (function, arguments...)
 ATTRIBUTES = {  # of StoreArrays -> array of the store
     "index": "topk_index",
     "log_prob": "topk_log_prob",
@@ -93,6 +93,7 @@ def to_dask(store: str | Path | OpenStore) -> StoreArrays:
     location = str(place) if is_url(str(place)) else str(Path(place).absolute())
     manifest = open_reader(location).manifest
     token = digest_of([location, manifest.root_digest])[:16]  # equal stores at one place share their tasks
+    make: Any = da.Array  # untyped where dask is installed, unknown where it is not
     blocks = f"kdcache-block-{token}"
     reading: Graph = {
         (blocks, block.view, block.block): (read_block, location, manifest.root_digest, block.view, block.block)
@@ -106,7 +107,7 @@ def to_dask(store: str | Path | OpenStore) -> StoreArrays:
         graph = HighLevelGraph(
             {blocks: reading, name: _columns(name, blocks, array, manifest)}, {blocks: set(), name: {blocks}}
         )
-        arrays[array.name] = da.Array(graph, name, chunks=_chunks(array, manifest), dtype=array.dtype)
+        arrays[array.name] = make(graph, name, chunks=_chunks(array, manifest), dtype=array.dtype)
     named = {attribute: arrays.pop(field) for attribute, field in ATTRIBUTES.items()}
     return StoreArrays(**named, more=arrays, manifest=manifest)
 
