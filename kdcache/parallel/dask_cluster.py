@@ -80,11 +80,14 @@ class DaskCluster:
         """What an ended task returned; None when its worker was lost.
 
         Raises:
-            RemoteError: a worker cannot run the function.
+            RemoteError: a worker cannot run the function, or the scheduler was lost while the answer was fetched.
         """
-        if task.status == "finished":
-            return str(task.result(timeout=CONNECT_SECONDS))
-        error = task.exception(timeout=CONNECT_SECONDS) if task.status == "error" else None
+        try:
+            if task.status == "finished":
+                return str(task.result(timeout=CONNECT_SECONDS))
+            error = task.exception(timeout=CONNECT_SECONDS) if task.status == "error" else None
+        except (OSError, TimeoutError) as lost:
+            raise self._lost() from lost
         task.release()
         if error is None or type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError"):
             return None
