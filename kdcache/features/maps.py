@@ -145,8 +145,9 @@ def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
         L = mean |Q_S - Q_T|,  Q = mean_c f_c^2 as a unit vector per row
 
-    The paper trains an autoencoder on the teacher's map first and compares its factors; the benchmark (and Song et al.
-    2022, whose weight 200 belongs to it) compares attention maps by absolute difference. This is the latter.
+    The paper trains an autoencoder on the teacher's map first and compares its factors, and so does the code of Song et
+    al. 2022 (train.py, read), whose weight 200 belongs to that; the benchmark's criterion compares attention maps by
+    absolute difference. This is the criterion alone.
 
     Args:
         student, teacher: (B, C, H, W) each.
