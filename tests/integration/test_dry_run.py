@@ -60,7 +60,9 @@ def test_bytes_are_within_a_tenth_and_files_exact(name: str, tmp_path: Path) -> 
     config = DumpConfig(**{**settings, "out": str(tmp_path / "store.zarr")})
     estimate = estimate_dump(config)
     assert not (tmp_path / "store.zarr").exists()
-    dump_teacher(config)
+    done = dump_teacher(config)
+    assert list(done.stages) == ["prepare", "forward", "seal"]
+    assert sum(done.stages.values()) == pytest.approx(done.seconds)
     found, files = bytes_and_files(tmp_path / "store.zarr")
     assert estimate.bytes == pytest.approx(found, rel=0.10)
     assert estimate.files == files
