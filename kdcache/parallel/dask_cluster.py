@@ -15,7 +15,8 @@ from kdcache.errors import ConfigError, RemoteError
 from kdcache.progress import note
 
 CONNECT_SECONDS = 10
-ANSWER_SECONDS = 60  # a cable that was pulled gives no error; dask itself notices after about 30 s
+ANSWER_SECONDS = 20  # for one question
+LOST_SECONDS = 120  # without any answer: a busy scheduler is slow, and a cable that was pulled gives no error
 CLOSE_SECONDS = 3
 LONELY_SECONDS = 30.0
 
@@ -36,7 +37,8 @@ class DaskCluster:
         self.scheduler = scheduler
         self._kept, self._again = kept, again
         self._client = _connect(scheduler)
-        self._lonely_since = time.monotonic()
+        self._lonely_since = self._answered = time.monotonic()
+        self._known: dict[str, int] = {}
 
     @property
     def runs(self) -> bool:
@@ -46,22 +48,28 @@ class DaskCluster:
     def workers(self) -> dict[str, int]:
         """Address of every worker -> how many threads it runs tasks in; a note when there has been none for long.
 
+        While the connection stands and the scheduler is only slow, what it said last.
+
         Raises:
-            RemoteError: the scheduler was lost.
+            RemoteError: the scheduler was lost: the connection ended, or nothing came over it for two minutes.
         """
+        if not self.runs:
+            raise self._lost()
         try:
-            if not self.runs:
-                raise self._lost()
             ask = self._client.scheduler.identity
             found = self._client.sync(ask, n_workers=-1, callback_timeout=ANSWER_SECONDS)["workers"]
         except (OSError, TimeoutError) as error:
-            raise self._lost() from error
+            if not self.runs or time.monotonic() - self._answered > LOST_SECONDS:
+                raise self._lost() from error
+            return self._known
+        self._answered = time.monotonic()
         if found:
             self._lonely_since = time.monotonic()
         elif time.monotonic() - self._lonely_since > LONELY_SECONDS:
             note(f"{self.scheduler} has no workers; waiting for some: dask worker {self.scheduler}")
             self._lonely_since = time.monotonic()
-        return {address: int(facts["nthreads"]) for address, facts in found.items()}
+        self._known = {address: int(facts["nthreads"]) for address, facts in found.items()}
+        return self._known
 
     def submit(self, function: Callable[[str], str], text: str, *, worker: str | None = None) -> Any:
         """Start a task.

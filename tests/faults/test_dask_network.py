@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from kdcache.errors import RemoteError
+from kdcache.parallel import dask_cluster
 from kdcache.store.verify import verify_store
 from tests.faults.test_dask_dump import Cluster
 from tests.faults.test_dump_faults import one_error
@@ -147,6 +150,23 @@ def test_a_connection_that_goes_silent_is_one_error(link: Link, tmp_path: Path) 
         assert closed == "closed"
         assert client.returncode == 0
         assert "Traceback" not in err, err
+
+
+def test_a_scheduler_that_is_slow_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped for a while, it is not lost; stopped for too long, it is."""
+    monkeypatch.setattr(dask_cluster, "ANSWER_SECONDS", 2)
+    with ExitStack() as stack:
+        scheduler = Cluster(tmp_path, stack)
+        dask = dask_cluster.DaskCluster(scheduler.address, kept="kept", again="again")
+        scheduler.scheduler.send_signal(signal.SIGSTOP)
+        assert dask.workers() == {}
+        scheduler.scheduler.send_signal(signal.SIGCONT)
+        assert dask.workers() == {}
+        monkeypatch.setattr(dask_cluster, "LOST_SECONDS", 0)
+        scheduler.scheduler.send_signal(signal.SIGSTOP)
+        with pytest.raises(RemoteError, match="scheduler was lost; kept"):
+            dask.workers()
+        dask.close()
 
 
 def dump_words(world: World, store: Path, cluster: Cluster) -> list[str]:
