@@ -15,6 +15,7 @@ NOT_BENCHES = {
     "__main__",
     "machine",
     "logits",
+    "started_tasks",
     "live",
     "cifar20",
     "faithfulness_report",

@@ -19,8 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks import started_tasks
 from benchmarks.machine import report, seconds_of
 from benchmarks.size import manifest_for
 from benchmarks.store import CLASSES, TOPK, columns_of
@@ -28,17 +27,7 @@ from kdcache.derive import DeriveConfig, derive
 from kdcache.stats import store_stats
 from kdcache.store.writer import StoreWriter
 from kdcache.workers.store_work import push, verify
-from kdcache.workers.tasks import Order, Workforce, in_order
-
-
-def nothing(order: Order) -> bytes:
-    """A task that does nothing."""
-    return b""
-
-
-def import_torch(order: Order) -> bytes:
-    """A task that needs torch and does nothing with it."""
-    return b"%d" % torch.get_num_threads()
+from kdcache.workers.tasks import Workforce, in_order
 
 
 def write(folder: Path, rows: int, views: int) -> None:
@@ -97,7 +86,7 @@ def main() -> None:
             "rows": options.rows * options.views,
             "start_s": {
                 name: round(seconds_of(lambda work=work: list(in_order(two, work, [{}, {}]))), 2)  # type: ignore[misc]
-                for name, work in (("bare", nothing), ("torch", import_torch))
+                for name, work in (("bare", started_tasks.nothing), ("torch", started_tasks.torch_threads))
             },
         }
         for name, task in tasks(folder / "store", folder).items():
