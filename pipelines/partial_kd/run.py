@@ -32,8 +32,11 @@ def run(recipe: Recipe, *, workers: int = 1, dask: str | None = None) -> GridRes
         All results. A method with a failed trial has no students; the failure is among the results.
     """
     others = [teacher for teacher in recipe.teachers if teacher != MAIN]
-    first = [*teacher_cells(recipe, [MAIN]), *trial_cells(recipe)]
+    teacher = [*teacher_cells(recipe, [MAIN])]
+    first = [*teacher, *trial_cells(recipe)]
     found = run_cells(first, folder=recipe.folder, workers=workers, dask=dask)
+    if any(cell.name not in found.results for cell in teacher):
+        return found  # a second try in this call would fail as the first
     chosen = chosen_settings(recipe, found.results)
     students = student_cells(recipe, chosen, [MAIN])
     more = [*teacher_cells(recipe, others), *student_cells(recipe, chosen, others)]
