@@ -215,7 +215,7 @@ def heat_maps(found: Mapping[str, Diagnosis], groups: Sequence[int], *, temperat
 
 
 def rescaling_plots(found: Mapping[str, Diagnosis], measured: Mapping[str, Sequence[float]]) -> list[Panel]:
-    """Spread of omega at the start by temperature and teacher, and mean omega over epochs by method."""
+    """Spread of omega at the start by temperature and teacher, and median omega over epochs by method."""
     starts = [
         Series(
             name=name,
@@ -237,19 +237,19 @@ def rescaling_plots(found: Mapping[str, Diagnosis], measured: Mapping[str, Seque
     if curves:
         values = [value for one in curves for _, value in one.points]
         x = Axis(title="epoch", low=1, high=max(len(one.points) for one in curves), whole=True)
-        y = Axis(title="mean omega, measured", low=min(*values, 0.0), high=1.05 * max(values))
+        y = Axis(title="median omega, measured", low=min(*values, 0.0), high=1.05 * max(values))
         panels.append(_panel("Rescaling while training, by method", x, y, curves))
     return panels
 
 
 def measured_rescaling(recipe: Recipe) -> dict[str, list[float]]:
-    """Mean omega by epoch of every finished student of the first seed that reads the main teacher."""
+    """Median omega by epoch of every finished student of the first seed that reads the main teacher."""
     found = {}
     for arm in recipe.arms:
         path = recipe.folder / "students" / f"{arm.name}-seed{recipe.seeds[0]}" / "metrics.jsonl"
         if arm.teacher == MAIN and path.is_file():
             epochs = [json.loads(line) for line in path.read_text().splitlines()]
-            means = [epoch["omega_mean"] for epoch in epochs if epoch.get("omega_mean") is not None]
+            means = [epoch["omega_p50"] for epoch in epochs if epoch.get("omega_p50") is not None]
             if means:
                 found[arm.name] = means
     return found

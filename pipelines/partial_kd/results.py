@@ -131,12 +131,15 @@ def markdown(recipe: Recipe, found: GridResult) -> str:
             quality = store["quality"]
             lines.append(f"  On the students' rows: top-1 {quality['top1']:.1%}, NLL {quality['nll']:.3f} nats.")
     name = "perplexity" if words else "top-1, %"
-    lines += ["", f"| method | settings | seeds | {name} | gain over ce [95 %] | NLL | ECE | agreement | omega |"]
+    lines += [
+        "",
+        f"| method | settings | seeds | {name} | gain over ce [95 %] | NLL | ECE | agreement | median omega |",
+    ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         values = [_figure(one) for one in row.figures.values()]
         agreement = row.mean("train_agreement")
-        omega = [one["rescaling"]["omega_mean"] for one in row.figures.values() if one.get("rescaling")]
+        omega = [one["rescaling"]["omega_p50"] for one in row.figures.values() if one.get("rescaling")]
         lines.append(
             f"| {row.arm.name} | {_settings(row)} | {len(values)} | {_spread(values)} | {_gain(row)} "
             f"| {row.mean('nll'):.3f} | {row.mean('ece'):.3f} "

@@ -115,7 +115,7 @@ def test_tables_pair_seeds_and_teacher_time_is_the_dumps_pace_times_what_student
     }
     for seed, (ce, kd) in enumerate([(0.30, 0.33), (0.32, 0.36)]):
         results[f"ce-seed{seed}"] = _student(ce, seed=seed)
-        results[f"kd-seed{seed}"] = _student(kd, seed=seed, rescaling={"omega_mean": 1.2})
+        results[f"kd-seed{seed}"] = _student(kd, seed=seed, rescaling={"omega_p50": 1.2})
         results[f"kd-topk-seed{seed}"] = _student(kd, seed=seed, topk=10)
         results[f"kd-topk-5-seed{seed}"] = _student(ce, seed=seed, topk=5)
     results["trial-kd-0"] = _student(0.2, epochs=4)
