@@ -29,7 +29,6 @@ def command(*, name: str | None, as_json: bool) -> None:
             [item.name, _needs(item), item.status.split(";")[0], item.summary, item.source] for item in methods.values()
         ]
         text = table(rows, header=["method", "needs", "status", "what it is", "source"])
-        text += "\n\nkdcache methods NAME  says the equation and the options of one"
         write_json([_document(item) for item in methods.values()]) if as_json else write_result(text)
         return
     method = find_method(name)
