@@ -140,11 +140,11 @@ def load_recipe(
     table = tomllib.loads((HERE / "grid.toml").read_text())[scale]
     lists: dict[str, Any] = {name: tuple(table.pop(name)) for name in ("baselines", "methods", "controls", "seeds")}
     lists["seeds"] = seeds or lists["seeds"]
-    root = str(data_root) if data_root is not None else ""
+    root = str(data_root.resolve()) if data_root is not None else ""
     if table["dataset"] == HALF_SIZE and write_data:
-        card, data = write_half_size(folder / "data", data_root=data_root)
+        card, data = write_half_size(folder.resolve() / "data", data_root=data_root)
         table["dataset"], root = str(card), str(data)
-    return Recipe(data_root=root, folder=folder / scale, **lists, **table)
+    return Recipe(data_root=root, folder=folder.resolve() / scale, **lists, **table)
 
 
 def run_teacher(arguments: Mapping[str, Any]) -> dict[str, Any]:

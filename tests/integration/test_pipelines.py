@@ -12,10 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdcache.parallel import Cell
+from pipelines.partial_kd.cells import teacher_cells
 from pipelines.partial_kd.recipe import load_recipe
 from pipelines.partial_kd.results import Row
 from pipelines.partial_kd.synthetic_data import CLASSES, GROUPS, class_directions, write_data
 from pipelines.partial_kd.synthetic_results import gains_over
+from pipelines.spot_adaptive.recipe import load_recipe as load_spots
+from pipelines.teacher_sweep.cells import teacher_cells as sweep_cells
+from pipelines.teacher_sweep.sweep import load_sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -42,6 +47,19 @@ def test_every_command_says_what_it_wants(
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_cells_are_the_same_however_the_folders_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another working folder, the same data: nothing is run again."""
+    monkeypatch.chdir(tmp_path)
+
+    def cells(root: Path, folder: Path) -> list[Cell]:
+        partial = load_recipe("cifar100", "cpu", data_root=root, folder=folder)
+        (sweep,) = load_sweeps("cpu", "cifar100", data_root=root, folder=folder)
+        spots = load_spots("cpu", data_root=root, folder=folder, write_data=False)
+        return [*teacher_cells(partial, partial.teachers), *sweep_cells(sweep), *spots.cells(live=True)]
+
+    assert cells(Path("data"), Path("runs")) == cells(tmp_path / "data", tmp_path / "x" / ".." / "runs")
 
 
 def test_synthetic_recipe_runs_and_skips_what_is_done(tmp_path: Path) -> None:
