@@ -137,7 +137,8 @@ def derived_manifest(reader: StoreReader, config: DeriveConfig) -> StoreManifest
     """
     parent = reader.manifest
     codec = parent.codec
-    topk, views = config.topk or codec.topk, config.views or parent.num_views
+    topk = codec.topk if config.topk is None else config.topk
+    views = parent.num_views if config.views is None else config.views
     precision = config.precision or codec.precision
     for name, asked, most in (("topk", topk, codec.topk), ("views", views, parent.num_views)):
         if not 1 <= asked <= most:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdcache.errors import IncompatibleError
+from kdcache.features.vectors import unit_vectors
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +114,7 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def row_similarity(features: Tensor) -> Tensor:
     """(B, B): inner products of the rows of (B, ...), each row of the result of norm 1."""
     flat = features.flatten(1)
-    return functional.normalize(flat @ flat.T, dim=1)
+    return unit_vectors(flat @ flat.T, dim=1)
 
 
 def selectivity_loss(student: Tensor, teacher: Tensor) -> Tensor:

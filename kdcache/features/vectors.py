@@ -51,7 +51,7 @@ def relative_distances(rows: Tensor) -> Tensor:
 
 def angles(rows: Tensor) -> Tensor:
     """(B, B, B): cosine of the angle at row i between rows j and k, 0 where j or k is i. Memory is B^2 (B + D)."""
-    towards = functional.normalize(rows[None, :, :] - rows[:, None, :], dim=2)
+    towards = unit_vectors(rows[None, :, :] - rows[:, None, :], dim=2)
     return torch.bmm(towards, towards.transpose(1, 2))
 
 
@@ -80,7 +80,7 @@ def probabilistic_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def neighbour_probabilities(rows: Tensor) -> Tensor:
     """(B, B) from rows (B, D): (1 + cosine) / 2 of every two rows, each row divided by its sum."""
-    unit = functional.normalize(rows, dim=1)
+    unit = unit_vectors(rows, dim=1)
     similar = (unit @ unit.T + 1) / 2
     return similar / similar.sum(dim=1, keepdim=True)
 
@@ -115,6 +115,16 @@ def congruence_loss(student: Tensor, teacher: Tensor) -> Tensor:
         return student.sum() * 0
     difference = (student - teacher).abs()
     return (difference[:-1] * difference[1:]).sum(dim=1).mean()
+
+
+def unit_vectors(vectors: Tensor, *, dim: int) -> Tensor:
+    """Vectors along an axis divided by their length; those of length 0 stay 0, with a gradient of their own size.
+
+    `functional.normalize` divides them by 1e-12, and their gradient with them: two equal rows of a student that has
+    collapsed gave the whole batch a gradient of 1e12.
+    """
+    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / torch.where(length > 0, length, 1.0)
 
 
 def _rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

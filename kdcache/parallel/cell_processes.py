@@ -178,8 +178,9 @@ class _Worker:
     def _read(self, on_news: Callable[[], object]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._reports.put(line)
-            on_news()
+            if line.endswith("\n"):  # else it was killed while it reported
+                self._reports.put(line)
+                on_news()
         on_news()
 
 

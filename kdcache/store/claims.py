@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from kdcache.errors import LostClaimError
+from kdcache.errors import KdcacheError, LostClaimError
 from kdcache.store.blocks import BlockId
 from kdcache.store.files import WORK_FOLDER, as_store_errors, make_folder
 from kdcache.store.holder import (
@@ -120,7 +120,8 @@ class Claims:
                 with suppress(OSError):  # a claim that was taken over: `check` says so before the commit
                     os.utime(self._root / _claim_file(view, block))
             if self._on_beat is not None:
-                self._on_beat()
+                with suppress(OSError, KdcacheError):  # a mount that stutters: the next look says it, or goes well
+                    self._on_beat()
 
 
 def make_claims_folder(root: Path) -> None:

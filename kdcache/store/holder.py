@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import CorruptStoreError, HostileStoreError
-from kdcache.store.files import WORK_FOLDER, read_json
+from kdcache.store.files import WORK_FOLDER, as_store_errors, read_json
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # 12 missed beats: longer than a stalled network mount, shorter than a coffee
@@ -97,13 +97,18 @@ def silence(root: Path, relative: str, *, now: float | None = None) -> float:
 
 
 def now_there(root: Path) -> float:
-    """The file system's present time, from a file written this moment: two hosts' clocks need not agree."""
+    """The file system's present time, from a file written this moment: two hosts' clocks need not agree.
+
+    Raises:
+        FileNotFoundError: there is no work folder. ResourceError: it cannot be written, or the disk is full.
+    """
     probe = root / WORK_FOLDER / f"now.{uuid.uuid4().hex}"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink()
+    with as_store_errors(probe):
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink()
 
 
 def _process_space() -> str:

@@ -73,8 +73,9 @@ class JoinedWriter:
         self._check_coordinator()
         for view, block in recorded_places(self._root):
             self._forget(view, block)
-        views = self._left.items()
-        return tuple(view for view, left in views if any(not self._claims.holds(block) for block in left.values()))
+        # copies: a dump asks in one thread and commits in another, which takes blocks out meanwhile
+        left = [(view, tuple(blocks.values())) for view, blocks in self._left.items()]
+        return tuple(view for view, blocks in left if not all(map(self._claims.holds, blocks)))
 
     def claim(self, view: int) -> BlockId | None:
         """The first block of a view that nobody has committed or claimed, now claimed; None when there is none now.
@@ -121,6 +122,7 @@ class JoinedWriter:
         try:
             self._write(block, columns)
         except LostClaimError:
+            self._claims.release(block)  # nothing to give back where another one took it
             heapq.heappush(self._untried.setdefault(block.view, []), block.block)  # whoever has it now may die
             raise
         self._forget(block.view, block.block)

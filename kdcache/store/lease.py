@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from kdcache.errors import LockedError
+from kdcache.errors import LockedError, ResourceError
 from kdcache.store.files import WORK_FOLDER, as_store_errors, make_folder, write_json
 from kdcache.store.holder import BEAT_SECONDS, STALE_SECONDS, Holder, is_dead, read_holder, this_process
 
@@ -95,9 +95,14 @@ def acquire(root: Path, *, stale_seconds: float = STALE_SECONDS, beat_seconds: f
 
 
 def holder_of(root: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | None:
-    """The living process that writes a store, or None."""
+    """The living process that writes a store, or None; for messages: where nothing can be written to learn the file
+    system's time, a holder on another host counts as living.
+    """
     holder = read_holder(root, LEASE_FILE)
-    return None if holder is None or is_dead(root, LEASE_FILE, holder, stale_seconds=stale_seconds) else holder
+    with suppress(ResourceError):
+        if holder is not None and is_dead(root, LEASE_FILE, holder, stale_seconds=stale_seconds):
+            return None
+    return holder
 
 
 @contextmanager

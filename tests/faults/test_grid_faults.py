@@ -79,6 +79,16 @@ def test_a_cell_killed_once_is_tried_again_and_one_killed_twice_has_failed(tmp_p
     assert "unlucky: its process died (killed by SIGKILL" in capsys.readouterr().err
 
 
+def test_a_cell_killed_while_it_reports_is_tried_again(tmp_path: Path) -> None:
+    grid = [
+        cell(tmp_path, "cut-off", die, survivor=str(tmp_path / "survivor"), saying='{"name": "cut-off", "resu'),
+        cell(tmp_path, "other", x=3),
+    ]
+    result = run_cells(grid, folder=tmp_path, workers=2)
+    assert result.results["cut-off"] == {"survived": True}
+    assert result.results["other"]["square"] == 9
+
+
 def test_a_killed_worker_loses_only_its_cell(tmp_path: Path) -> None:
     grid = start_grid(tmp_path, "2")
     wait_for_runs(grid, tmp_path, 4)

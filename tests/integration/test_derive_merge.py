@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdcache.cli.main import run
-from kdcache.derive import DeriveConfig, derive
+from kdcache.derive import DeriveConfig, derive, derived_manifest
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.loader.target_store import open_store
 from kdcache.merge import MergeConfig, merge
@@ -109,6 +109,12 @@ def test_parts_that_are_not_there_are_refused(
     assert run(["derive", str(parent), str(tmp_path / "part"), *options]) == code
     assert said in capsys.readouterr().err
     assert not (tmp_path / "part").exists()
+
+
+def test_nothing_of_a_store_is_not_all_of_it(parent: Path, tmp_path: Path) -> None:
+    for config in (DeriveConfig(store=str(parent), out="-", topk=0), DeriveConfig(store=str(parent), out="-", views=0)):
+        with pytest.raises(ConfigError, match="0 asked for, expected 1 to"):
+            derived_manifest(open_reader(parent), config)
 
 
 def test_a_store_is_not_derived_onto_itself_or_another(parent: Path, tmp_path: Path) -> None:

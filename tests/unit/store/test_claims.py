@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.errors import LostClaimError
+from kdcache.errors import LostClaimError, ResourceError
 from kdcache.store.blocks import BlockId
 from kdcache.store.claims import (
     CLAIMS_FOLDER,
@@ -70,6 +71,23 @@ def test_a_released_block_can_be_claimed_again(root: Path) -> None:
     assert claimed_places(root) == {(0, 3), (1, 0)}
     one.close()
     two.close()
+
+
+def test_claims_go_on_being_shown_after_a_look_that_failed(root: Path) -> None:
+    """A file system that stutters for a moment: the thread that shows the claims must not end with the look."""
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(len(looks))
+        raise OSError(errno.ESTALE, "stale file handle") if len(looks) == 1 else ResourceError("no space")
+
+    claims = Claims(root, beat_seconds=0.01, on_beat=look)
+    assert claims.take(BLOCK)
+    deadline = time.monotonic() + 10
+    while len(looks) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    claims.close()
+    assert len(looks) >= 3
 
 
 def test_a_claim_of_a_killed_process_is_freed_at_once(root: Path) -> None:

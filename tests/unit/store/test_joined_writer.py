@@ -83,6 +83,40 @@ def test_two_workers_never_hold_the_same_block(tmp_path: Path) -> None:
         assert not claimed_places(tmp_path / "s")
 
 
+def test_what_is_left_can_be_asked_while_the_writing_thread_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StoreWriter.open(tmp_path / "s", MANIFEST) as coordinator:
+        coordinator.share("here")
+        worker = join(tmp_path / "s")
+        held = [worker.claim(0) for _ in range(3)]
+        assert None not in held
+        holds = worker._claims.holds
+
+        def committed_meanwhile(block: BlockId) -> bool:  # what `write_block` does last, in another thread
+            worker._forget(block.view, block.block)
+            return holds(block)
+
+        monkeypatch.setattr(worker._claims, "holds", committed_meanwhile)
+        assert worker.views_left() == (0, 1)
+        worker.close()
+
+
+def test_a_block_that_was_lost_can_be_claimed_again_by_whoever_lost_it(tmp_path: Path) -> None:
+    """Its files were taken away, but nobody took the claim: it must not stay claimed by one who does not work on it."""
+    with StoreWriter.open(tmp_path / "s", MANIFEST) as coordinator:
+        coordinator.share("here")
+        worker = join(tmp_path / "s")
+        block = worker.claim(0)
+        assert block is not None
+        (tmp_path / "s" / LEDGER_FOLDER).rename(tmp_path / "away")
+        with pytest.raises(LostClaimError):
+            worker.write_block(block, columns_of(MANIFEST, block))
+        (tmp_path / "away").rename(tmp_path / "s" / LEDGER_FOLDER)
+        assert worker.claim(0) == block
+        worker.close()
+
+
 def test_a_committed_block_is_not_claimed_again(tmp_path: Path) -> None:
     write_store(tmp_path / "s", MANIFEST, blocks=4)
     with StoreWriter.open(tmp_path / "s", MANIFEST) as coordinator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.errors import LockedError
+from kdcache.errors import LockedError, ResourceError
 from kdcache.store.lease import LEASE_FILE, acquire, holder_of
 
 
@@ -52,6 +53,23 @@ def test_a_reused_process_number_is_not_the_holder(tmp_path: Path) -> None:
     lease.release()  # must not remove what is not its own
     taken.check()
     taken.release()
+
+
+def test_a_folder_that_cannot_be_written_says_who_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only mount of a store that another host is writing: the time there cannot be asked."""
+    lease = acquire(tmp_path, beat_seconds=100)
+    edit(tmp_path, host="far-away")
+    failure = OSError(errno.EROFS, "Read-only file system")
+
+    def refuse(path: Path) -> None:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", refuse)
+        assert str(holder_of(tmp_path)).startswith(f"process {os.getpid()} on far-away")
+        with pytest.raises(ResourceError, match="Read-only file system"):
+            acquire(tmp_path)
+    lease.release()
 
 
 def test_another_hosts_lease_is_honoured_while_it_beats_and_taken_over_when_silent(tmp_path: Path) -> None:
