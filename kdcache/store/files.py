@@ -7,12 +7,13 @@ says the file may hold: a store is data from a stranger. Writes appear under the
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -217,6 +218,27 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         for folder in missing:
             sync_folder(folder.parent)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[bool]:
+    """Let one process (and thread) at a time in, for a folder; whether it really is alone.
+
+    Where the file system has no locks nobody waits, and False says so.
+
+    Raises:
+        FileNotFoundError: there is no such folder. ResourceError: it cannot be opened.
+    """
+    with as_store_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    alone = False
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            alone = True
+        yield alone
+    finally:
+        os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:

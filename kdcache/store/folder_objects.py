@@ -5,16 +5,26 @@ Reads are guarded and writes durable as in `files`. Versions are digests of the 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from kdcache.errors import NotFoundError
-from kdcache.store.files import PARTIAL, Entry, as_store_errors, make_folder, read_bytes, sync_folder, write_atomic
+from kdcache.store.files import (
+    PARTIAL,
+    Entry,
+    as_store_errors,
+    make_folder,
+    one_at_a_time,
+    read_bytes,
+    sync_folder,
+    write_atomic,
+)
+
+TRIES = 5
 
 
 class FolderObjects:
@@ -38,18 +48,16 @@ class FolderObjects:
     def put(self, name: str, data: bytes) -> Mapping[str, str]:
         """Write durably, whole or not at all; the version written."""
         path = self.root / name
-        make_folder(path.parent)
-        write_atomic(path, data)
+        _in_its_folder(path, lambda: write_atomic(path, data))
         return _version(data)
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Write unless the name is taken; False when it is. A hard link makes it one step."""
         path = self.root / name
-        make_folder(path.parent)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         with as_store_errors(path):
             try:
-                write_atomic(temporary, data)
+                _in_its_folder(path, lambda: write_atomic(temporary, data))
                 os.link(temporary, path)
                 sync_folder(path.parent)
                 return True
@@ -70,17 +78,8 @@ class FolderObjects:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         folder = (self.root / name).parent
-        if not folder.is_dir():
+        with one_at_a_time(folder) if folder.is_dir() else nullcontext():  # without locks the content alone decides
             yield
-            return
-        with as_store_errors(folder):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with suppress(OSError):  # a file system without locks: the content comparison alone decides
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
     def list(self, under: str) -> Iterator[Entry]:
         """Every file under a folder, by name; none when the folder is absent."""
@@ -118,6 +117,18 @@ class FolderObjects:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return Entry(name=name, size=info.st_size, modified=info.st_mtime)
+
+
+def _in_its_folder(path: Path, write: Callable[[], None]) -> None:
+    """Write a file, its folder made first; again where somebody's `delete` found that folder empty and removed it."""
+    for attempt in range(TRIES):
+        make_folder(path.parent)
+        try:
+            write()
+            return
+        except FileNotFoundError:
+            if attempt + 1 == TRIES:
+                raise
 
 
 def _version(data: bytes) -> Mapping[str, str]:

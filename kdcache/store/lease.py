@@ -6,16 +6,14 @@ the work of its holder claims blocks, one by one (`claims`); who counts as dead 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from kdcache.errors import LockedError, ResourceError
-from kdcache.store.files import WORK_FOLDER, as_store_errors, make_folder, write_json
+from kdcache.store.files import WORK_FOLDER, make_folder, one_at_a_time, write_json
 from kdcache.store.holder import BEAT_SECONDS, STALE_SECONDS, Holder, is_dead, read_holder, this_process
 
 LEASE_FILE = f"{WORK_FOLDER}/lease.json"
@@ -51,7 +49,7 @@ class Lease:
         """Stop the heartbeat and remove the lease when it is still ours."""
         self._stop.set()
         self._thread.join()
-        with _short_lock(self._root):
+        with one_at_a_time(self._root):
             current = read_holder(self._root, LEASE_FILE)
             if current is not None and current.token == self.holder.token:
                 (self._root / LEASE_FILE).unlink(missing_ok=True)
@@ -77,7 +75,7 @@ def acquire(root: Path, *, stale_seconds: float = STALE_SECONDS, beat_seconds: f
     """
     make_folder(root / WORK_FOLDER)
     mine = this_process()
-    with _short_lock(root):
+    with one_at_a_time(root):  # without locks `check` decides
         previous = read_holder(root, LEASE_FILE)
         if previous is not None and not is_dead(root, LEASE_FILE, previous, stale_seconds=stale_seconds):
             raise LockedError(
@@ -103,16 +101,3 @@ def holder_of(root: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | N
         if holder is not None and is_dead(root, LEASE_FILE, holder, stale_seconds=stale_seconds):
             return None
     return holder
-
-
-@contextmanager
-def _short_lock(root: Path) -> Iterator[None]:
-    """Serialise looking at and replacing the lease, where the file system has locks; without them `check` decides."""
-    with as_store_errors(root):
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

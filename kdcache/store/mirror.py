@@ -7,13 +7,11 @@ it gets its name, and with the ledger by the reader that decodes it. Two process
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import google_crc32c
@@ -23,7 +21,7 @@ from kdcache.progress import Progress
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId
 from kdcache.store.chunks import CRC_BYTES, max_file_bytes
-from kdcache.store.files import PARTIAL, as_store_errors, make_folder
+from kdcache.store.files import PARTIAL, as_store_errors, make_folder, one_at_a_time
 from kdcache.store.layout import ArrayLayout, block_arrays, static_arrays
 from kdcache.store.location import Location
 
@@ -89,9 +87,10 @@ class Mirror:
             return
         largest = max(array.chunk_bytes for array, _ in files)
         threads = max(1, min(CONNECTIONS, MEMORY_BYTES // largest))
+        make_folder(self.root)
         with (
             as_store_errors(self.root),
-            self._one_at_a_time(),
+            one_at_a_time(self.root),  # the second process then finds the files; without locks both fetch
             Progress(len(files), "chunks", label=label, keep=False) as progress,
             ThreadPoolExecutor(threads, thread_name_prefix="kdcache-fetch") as pool,
         ):
@@ -133,18 +132,6 @@ class Mirror:
         finally:
             temporary.unlink(missing_ok=True)
         return len(data)
-
-    @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        """The second process waits and then finds the files here; without locks both fetch, which is only slower."""
-        make_folder(self.root)
-        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def _static_files(layout: Mapping[str, ArrayLayout]) -> Iterator[tuple[ArrayLayout, str]]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from types import TracebackType
 from typing import Any
 
-from kdcache.errors import LockedError, NotFoundError, RemoteError
+from kdcache.errors import LockedError, NotFoundError, RemoteError, ResourceError
 from kdcache.progress import note
 from kdcache.store.files import WORK_FOLDER
 from kdcache.store.holder import Holder, is_gone, is_here, this_process
@@ -104,14 +104,15 @@ class RemoteLease:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        with suppress(RemoteError, NotFoundError):
+        with suppress(RemoteError, ResourceError, NotFoundError):
             found = _parse(self._place.get(LEASE_NAME, limit=_MAX_LEASE))
             if found is not None and found.token == self.holder.token:
                 self._place.delete(LEASE_NAME)
 
     def _run(self) -> None:
         while not self._stop.wait(self._beat_seconds):
-            with suppress(RemoteError):  # the next beat may reach the service; `check` and `beat` say when it is lost
+            # the next beat may reach the service (or the folder); `check` and `beat` say when the lease is lost
+            with suppress(RemoteError, ResourceError):
                 self.beat()
 
     def __enter__(self) -> RemoteLease:

@@ -23,7 +23,7 @@ from kdcache.errors import ChecksumError, CorruptStoreError, ResourceError
 from kdcache.specs import StoreManifest
 from kdcache.store.block_reader import check_block, read_block_array, repair_hint
 from kdcache.store.blocks import BlockId, blocks_of_view
-from kdcache.store.files import as_store_errors
+from kdcache.store.files import PARTIAL, as_store_errors, make_folder, one_at_a_time
 from kdcache.store.layout import ArrayLayout, block_arrays
 from kdcache.store.ledger import block_digest
 
@@ -140,6 +140,8 @@ def load_view_mapped(
 ) -> LoadedView:
     """A view as read-only memory maps in a cache folder named by the root digest; built once, checked at each reuse.
 
+    Processes that want the same view at once wait for the first one to build it: it is larger than memory.
+
     Args:
         root: the store.
         manifest: sealed; its root digest names the cache.
@@ -153,24 +155,50 @@ def load_view_mapped(
         CorruptStoreError: the store is damaged; a damaged cache is rebuilt instead.
     """
     folder = cache / manifest.root_digest / f"view-{view}"
-    if folder.is_dir():
+
+    def reused() -> LoadedView | None:
         try:
             table = _open_maps(folder, manifest, layout, view)
             _check_maps(manifest, view, digests, table)
-            return as_loaded(view, layout, table)
         except (ChecksumError, OSError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
-    building = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
-    with as_store_errors(cache):
-        building.mkdir(parents=True)
+            return None
+        return as_loaded(view, layout, table)
+
+    if folder.is_dir() and (found := reused()) is not None:
+        return found
+    make_folder(folder.parent)
+    with one_at_a_time(folder.parent) as alone:
+        if alone:  # no process builds here now: what lies around is of one that was killed, and may be large
+            for left in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):
+                shutil.rmtree(left, ignore_errors=True)
+        built_by_another = folder.is_dir()
+        if not built_by_another:
+            _build_folder(root, manifest, layout, view, digests, folder)
+    if built_by_another:
+        return reused() or load_view_mapped(root, manifest, layout, view, digests, cache=cache)
+    return as_loaded(view, layout, _open_maps(folder, manifest, layout, view))
+
+
+def _build_folder(
+    root: Path,
+    manifest: StoreManifest,
+    layout: Mapping[str, ArrayLayout],
+    view: int,
+    digests: Digests,
+    folder: Path,
+) -> None:
+    """Make the cache of a view; its folder is there whole or not at all."""
+    building = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
+    with as_store_errors(folder.parent):
         need = view_bytes(manifest, layout, view)
-        free = shutil.disk_usage(building).free
+        free = shutil.disk_usage(folder.parent).free
         if need > free:
-            building.rmdir()
             raise ResourceError(
-                f"{cache}: view {view} of {root} needs {need} bytes of cache, {free} are free",
+                f"{folder.parent.parent}: view {view} of {root} needs {need} bytes of cache, {free} are free",
                 hint="raise --ram-budget, or point KDCACHE_CACHE at a larger disk",
             )
+        building.mkdir()
         try:
             _build_maps(root, manifest, layout, view, digests, building)
             os.replace(building, folder)
@@ -179,7 +207,6 @@ def load_view_mapped(
                 raise
         finally:
             shutil.rmtree(building, ignore_errors=True)
-    return as_loaded(view, layout, _open_maps(folder, manifest, layout, view))
 
 
 def _build_maps(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from kdcache.errors import ChecksumError, ConfigError, IncompatibleError, Resour
 from kdcache.store import resident
 from kdcache.store.blocks import BlockId
 from kdcache.store.info import describe
+from kdcache.store.layout import layout_of
 from kdcache.store.reader import open_reader
 from tests.store_cases import columns_of, manifest_of, write_store
 
@@ -99,6 +102,42 @@ def test_a_view_over_the_budget_goes_to_a_cache_that_is_checked_and_reused(
     assert (healed.tail == open_reader(store).view(0).tail).all()
     assert (folder / "tail.bin").read_bytes() != bytes(data)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_what_a_killed_process_left_of_a_cache_goes_and_several_build_it_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = open_reader(store)
+    left = tmp_path / reader.manifest.root_digest / "view-0.0123abcd.partial"
+    other = tmp_path / reader.manifest.root_digest / "view-1.0123abcd.partial"
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "tail.bin").write_bytes(bytes(100))
+    build, built, start = resident._build_maps, [], threading.Barrier(3)
+
+    def slowly(*arguments: Any) -> None:
+        built.append(arguments[-1])
+        time.sleep(0.2)
+        build(*arguments)
+
+    monkeypatch.setattr(resident, "_build_maps", slowly)
+    views: list[resident.LoadedView] = []
+
+    def load() -> None:
+        start.wait()
+        layout = layout_of(reader.manifest)
+        views.append(resident.load_view_mapped(store, reader.manifest, layout, 0, reader.digest, cache=tmp_path))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(views) == 3
+    assert all((found.columns.tail == reader.view(0).tail).all() for found in views)
+    assert len(built) == 1
+    assert not left.exists()
+    assert other.exists(), "another view's may be of a process that works on it"
 
 
 def test_no_room_for_the_cache_is_one_clear_error(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
