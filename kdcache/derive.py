@@ -6,7 +6,6 @@ digest. What a part cannot have (finer numbers, more classes, views that are not
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdcache.canonical import to_json
 from kdcache.class_mean import class_mean
-from kdcache.datasets.identity import label_digest
+from kdcache.datasets.identity import digest_of_rows, label_digest
 from kdcache.datasets.row_range import parse_split
 from kdcache.dump import stored_quality
 from kdcache.errors import ConfigError, IncompatibleError
@@ -213,14 +212,11 @@ def _part_of(reader: StoreReader, rows: tuple[int, int]) -> DatasetSpec:
             hint="derive fewer classes instead",
         )
     name, before, _ = parse_split(data.split)
-    # The raw examples are not here to be read again, so the part's digest is that of "these rows of that data set": it
-    # proves as much, but is not what a dump of the same rows would be called. A lookup then misses; it never lies.
-    told = f"kdcache rows {start}:{stop} of {data.content_digest}\n"
     return replace(
         data,
         split=f"{name}[{before + start}:{before + stop}]",
         num_rows=stop - start,
-        content_digest=hashlib.sha256(told.encode()).hexdigest(),
+        content_digest=digest_of_rows(data.content_digest, start, stop),  # the raw examples are not here
         label_digest=label_digest(reader.labels[start:stop], data.num_classes),
     )
 

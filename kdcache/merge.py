@@ -129,7 +129,8 @@ def merged_manifest(readers: Sequence[StoreReader], config: MergeConfig) -> Stor
         if lines:
             raise IncompatibleError(
                 f"{reader.location} and {readers[0].location} cannot be merged:\n    " + "\n    ".join(lines),
-                hint="dump the teachers over the same data, split, views and view seed",
+                hint="dump the teachers over the same data, split, views and view seed"
+                + ("; kdcache join puts rows of one teacher together" if _other_rows(first, other) else ""),
             )
     smallest = min(manifest.codec.topk for manifest in manifests)
     topk = config.topk or smallest
@@ -169,6 +170,11 @@ def differences(one: StoreManifest, other: StoreManifest) -> list[str]:
         "numbers about the tail": (one.codec.tail_numbers, other.codec.tail_numbers),
     }
     return [f"{name}: {left} and {right}" for name, (left, right) in facts.items() if left != right]
+
+
+def _other_rows(one: StoreManifest, other: StoreManifest) -> bool:
+    """Whether two stores are of other rows by one teacher: a task for `join`."""
+    return one.dataset.split != other.dataset.split and one.teacher.identity() == other.teacher.identity()
 
 
 def _ensemble(manifests: Sequence[StoreManifest]) -> TeacherSpec:

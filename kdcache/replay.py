@@ -125,12 +125,18 @@ def replay_rows(location: str, count: int, config: DumpConfig) -> ReplayReport:
                 f"{location}: the store's teacher has {name} {stored[name]!r:.80}, the one given {given[name]!r:.80}",
                 hint="name the teacher the store was made with: --teacher SOURCE --weights FILE",
             )
+    policy = views_of(store, config)
+    if policy is not None and (elsewhere := _drawn_elsewhere(store, policy, len(source))):
+        raise IncompatibleError(
+            f"{location}: {elsewhere}; the teacher would be asked about other views than it was",
+            hint="kdcache verify PARENT --replay N of the stores it was made from",
+        )
     teacher = request.load(source, choose_device(config.device))
     run = TeacherRun(
         source,
         teacher,
         store.manifest.codec,
-        views_of(store, config),
+        policy,
         features=[column.field for column in feature_columns(store.manifest)],
         decode_workers=config.decode_workers,
     )
@@ -148,9 +154,27 @@ def replay_views(location: str, config: DumpConfig, *, allow_drift: bool = False
     policy, spec = views_of(store, config), store.manifest.views
     if policy is None or not spec.canaries:
         return ReplayReport(warning="the store has no augmented views: there is nothing to replay")
-    check_sampling(policy, spec, len(source))
+    elsewhere = _drawn_elsewhere(store, policy, len(source))
     report = check_canaries(policy, spec, lambda row: example_tensor(source, row), len(source), allow_drift=allow_drift)
-    return ReplayReport(views_checked=report.compared, warning=report.warning)
+    warnings = [report.warning, f"{elsewhere}: replayed as recorded, not drawn again" if elsewhere else ""]
+    return ReplayReport(views_checked=report.compared, warning="; ".join(filter(None, warnings)))
+
+
+def _drawn_elsewhere(store: TargetStore, policy: ViewPolicy, num_rows: int) -> str:
+    """Says that views were drawn by other row numbers than the rows have now; "" when they were drawn by these.
+
+    Raises:
+        IncompatibleError: they were drawn by these numbers (the store is nobody's part), but come out otherwise now.
+    """
+    manifest = store.manifest
+    try:
+        check_sampling(policy, manifest.views, num_rows)
+    except IncompatibleError:
+        if not manifest.parents:
+            raise
+        made = " and ".join(sorted({str(parent.get("relation")) for parent in manifest.parents}))
+        return f"the store was {made} from others, whose row numbers its views were drawn by"
+    return ""
 
 
 def checked_source(store: TargetStore, config: DumpConfig) -> DataSource:

@@ -61,6 +61,7 @@ def write_small_store(
     seal: bool = True,
     with_weight: bool = True,
     precision: str = "default",
+    state_digest: str = "1" * 64,
 ) -> SmallStore:
     """Write a store of the linear teacher's logits, or of given ones, with the real encoder and writer."""
     weight = np.zeros((source.num_classes, 1), dtype=np.float32)
@@ -75,7 +76,7 @@ def write_small_store(
             source="linear",
             weights="linear.safetensors",
             weights_sha256="0" * 64,
-            state_digest="1" * 64,
+            state_digest=state_digest,
             code_digest="",
             preprocessing=PreprocessingSpec(),
         ),

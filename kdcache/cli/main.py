@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "stats": "Show what a store says about its teacher, its k and its views.",
     "derive": "Make a smaller store from a store, without its teacher.",
     "merge": "Average the stores of several teachers into one.",
+    "join": "Put stores of neighbouring rows together into one.",
     "verify": "Check every byte of a store against its ledger.",
     "push": "Copy a sealed store to S3 or another place, and publish it there.",
     "pull": "Copy a store, or a part of it, from a URL to a local folder.",

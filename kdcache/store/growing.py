@@ -189,7 +189,7 @@ def find_growing(location: str | Path, *, timeout: float) -> GrowingStore | None
     Raises:
         ConfigError: a URL that shows no sealed store.
         UnfinishedStoreError: no store came within the timeout.
-        IncompatibleError: something else lies there, or a store that `derive` or `merge` is writing.
+        IncompatibleError: something else lies there, or a store that `derive`, `merge` or `join` is writing.
     """
     root = root_of(location)
     if not isinstance(root, Path):
@@ -204,7 +204,7 @@ def find_growing(location: str | Path, *, timeout: float) -> GrowingStore | None
     if manifest.complete:
         return None
     maker = manifest.creator.get("command")
-    if maker in ("derive", "merge"):
+    if maker in ("derive", "merge", "join"):
         raise IncompatibleError(
             f"{root}: kdcache {maker} is writing this store; only a dump is followed", hint="wait until it is sealed"
         )

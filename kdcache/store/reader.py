@@ -56,9 +56,9 @@ _LOADED: weakref.WeakValueDictionary[tuple[str, str, int], LoadedView] = weakref
 
 
 def _maker(manifest: StoreManifest) -> str:
-    """The command that writes such a store: dump-teacher, derive, merge."""
+    """The command that writes such a store: dump-teacher, derive, merge, join."""
     command = manifest.creator.get("command")
-    return command if command in ("derive", "merge") else "dump-teacher"
+    return command if command in ("derive", "merge", "join") else "dump-teacher"
 
 
 def open_reader(

@@ -32,6 +32,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "part_blocks",
             "merge",
             "mean_blocks",
+            "join",
+            "joined_blocks",
             "pull",
             "sharing",
             "stats",
