@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcache.store.reader import StoreReader, open_reader
+from kdcache.store.reader import StoreReader
 from kdcache.targets.similarity import ClassMeanSums
 from kdcache.targets.soft import TARGET_COLUMNS, SoftTargets
+from kdcache.workers.opened import opened
 from kdcache.workers.tasks import ALONE, Order, Workforce, in_order, pack, place_for, unpack
 
 
@@ -55,15 +55,9 @@ def class_mean(
 
 def class_mean_of_block(order: Order) -> bytes:
     """A worker's part of `class_mean`: the sums of one block."""
-    reader = _opened(str(order["store"]), str(order["run"]))
+    reader = opened(str(order["store"]), str(order["run"]))
     first, last = order["rows"]
     return _block_means(reader, int(order["block"]), float(order["temperature"]), int(first), int(last))
-
-
-@lru_cache(maxsize=4)
-def _opened(location: str, run: str) -> StoreReader:
-    """A store, opened once for each command: a worker on a cluster outlives many, and `run` names the command."""
-    return open_reader(location)
 
 
 def _block_means(reader: StoreReader, block: int, temperature: float, first: int, last: int) -> bytes:

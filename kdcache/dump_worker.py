@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 import time
-import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,7 @@ from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.source import DataSource
 from kdcache.devices import choose_device
 from kdcache.dump_plan import DumpConfig, DumpPlan, load_policy, teacher_choice
-from kdcache.errors import ConfigError, IncompatibleError, KdcacheError, LockedError
-from kdcache.progress import set_quiet
+from kdcache.errors import ConfigError, IncompatibleError, LockedError
 from kdcache.specs import ViewSpec, store_key
 from kdcache.store.files import local_path
 from kdcache.store.joined_writer import JoinedWriter
@@ -32,9 +28,9 @@ from kdcache.teacher_run import TeacherRun
 from kdcache.teachers import TeacherRequest
 from kdcache.version import __version__
 from kdcache.views.policy import ViewPolicy
-from kdcache.worker_processes import take_order
+from kdcache.worker_processes import work_once
 from kdcache.workers.joining import JOIN_SECONDS, absolute_location, is_finished, join
-from kdcache.workers.reports import report_done, report_failure
+from kdcache.workers.reports import reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,25 +138,13 @@ def do_order(order: WorkOrder) -> int:
 
 
 def report_of(text: str) -> str:
-    """Do the order of one line of JSON; the report of what became of it. Never raises."""
-    try:
-        return report_done(do_order(WorkOrder.from_text(text)))
-    except Exception as error:  # noqa: BLE001 - it goes to the coordinator, which raises it
-        if not isinstance(error, KdcacheError):
-            traceback.print_exception(error, file=sys.stderr)
-        return report_failure(error)
+    """Do the order of one line of JSON; the report of what became of it. Never raises. Runs on workers."""
+    return reported(lambda: do_order(WorkOrder.from_text(text)))
 
 
 def main() -> None:
     """A worker process of `ProcessTeam`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it ends its workers
-    text, report = take_order()
-    set_quiet(True)
-    os.write(report, (report_of(text) + "\n").encode())
-    os.close(report)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # decoding processes and libraries' threads are not waited for
+    work_once(report_of)
 
 
 def for_elsewhere(config: DumpConfig) -> DumpConfig:

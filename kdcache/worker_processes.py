@@ -7,12 +7,16 @@ gets its order as one line on stdin, reports one line on its stdout, and dies wh
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
+
+from kdcache.progress import set_quiet
 
 END_SECONDS = 10.0
 _PACKAGE_PLACE = str(Path(__file__).resolve().parents[1])
@@ -22,7 +26,7 @@ class ProcessTeam:
     """A process for each order, kept going until `stop`.
 
     Args:
-        main: "module:function" that a worker runs; it calls `take_order`.
+        main: "module:function" that a worker runs; it calls `work_once`.
         orders: one line of text for each worker.
         environment: variables set for the workers only.
     """
@@ -111,6 +115,22 @@ def _last_line(process: subprocess.Popen[str]) -> str | None:
     with suppress(OSError):
         process.stdin.close()
     return lines[-1] if lines and process.returncode == 0 else None
+
+
+def work_once(report_of: Callable[[str], str]) -> NoReturn:
+    """A worker process from its order to its report and its end.
+
+    Args:
+        report_of: does the order and says what became of it; never raises.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it ends its workers
+    text, report = take_order()
+    set_quiet(True)
+    os.write(report, (report_of(text) + "\n").encode())
+    os.close(report)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # decoding processes and libraries' threads are not waited for
 
 
 def take_order() -> tuple[str, int]:

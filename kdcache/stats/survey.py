@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import closing
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from kdcache.store.location import Location
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.roots import root_of
 from kdcache.urls import clean_url
+from kdcache.workers.opened import opened
 from kdcache.workers.tasks import ALONE, Answers, Order, Workforce, in_order, place_for
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -104,17 +104,11 @@ def _refuse_unlisted(location: str | Path, force: Workforce) -> bool:
 
 def survey_block(order: Order) -> bytes:
     """A worker's part of `store_stats`: the sums of one block of rows in every view."""
-    reader = _opened(str(order["location"]), str(order["run"]))
+    reader = opened(str(order["location"]), str(order["run"]))
     sums = SurveySums(reader.manifest, order["temperatures"], int(order["contradictions"]))
     with torch.inference_mode():
         sums.count_block(reader, int(order["block"]), lambda rows: None)
     return sums.to_bytes()
-
-
-@lru_cache(maxsize=4)
-def _opened(location: str, run: str) -> StoreReader:
-    """A store, opened once for each command: a worker on a cluster outlives many, and `run` names the command."""
-    return open_reader(location)
 
 
 def _sums_here(reader: StoreReader, temperatures: Sequence[float], contradictions: int, progress: Progress) -> Answers:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import signal
-import sys
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,18 +17,18 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from kdcache.coordination import coordinate
-from kdcache.errors import ConfigError, KdcacheError, LostClaimError
+from kdcache.errors import ConfigError, LostClaimError
 from kdcache.parallel.dask_team import DaskTeam
 from kdcache.parallel.threads import thread_variables, threads_each
-from kdcache.progress import Progress, note, set_quiet
+from kdcache.progress import Progress, note
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId
 from kdcache.store.joined_writer import JoinedWriter
 from kdcache.store.writer import StoreWriter
 from kdcache.version import __version__
-from kdcache.worker_processes import ProcessTeam, take_order
+from kdcache.worker_processes import ProcessTeam, work_once
 from kdcache.workers.joining import JOIN_PATIENCE, join
-from kdcache.workers.reports import report_done, report_failure
+from kdcache.workers.reports import reported
 from kdcache.workers.tasks import Workforce
 
 Columns = Mapping[str, NDArray[Any]]
@@ -117,24 +113,12 @@ def _team(filling: Filling, force: Workforce, run: str) -> ProcessTeam | DaskTea
 
 def report_of(text: str) -> str:
     """Do the order of one line of JSON; the report of what became of it. Never raises. Runs on workers."""
-    try:
-        return report_done(_do(json.loads(text)))
-    except Exception as error:  # noqa: BLE001 - it goes to the coordinator, which raises it
-        if not isinstance(error, KdcacheError):
-            traceback.print_exception(error, file=sys.stderr)
-        return report_failure(error)
+    return reported(lambda: _do(json.loads(text)))
 
 
 def main() -> None:
     """A worker process of `fill`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it ends its workers
-    text, report = take_order()
-    set_quiet(True)
-    os.write(report, (report_of(text) + "\n").encode())
-    os.close(report)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # libraries' threads are not waited for
+    work_once(report_of)
 
 
 def _do(order: Mapping[str, Any]) -> int:

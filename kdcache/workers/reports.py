@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 from kdcache import errors
@@ -13,6 +16,16 @@ from kdcache.progress import note
 def report_done(rows: int) -> str:
     """What a worker says at its end: how many rows it committed."""
     return json.dumps({"rows": rows})
+
+
+def reported(work: Callable[[], int]) -> str:
+    """Do a worker's work, which gives the rows it committed; the report of what became of it. Never raises."""
+    try:
+        return report_done(work())
+    except Exception as error:  # noqa: BLE001 - it goes to the coordinator, which raises it
+        if not isinstance(error, KdcacheError):
+            traceback.print_exception(error, file=sys.stderr)
+        return report_failure(error)
 
 
 def report_failure(error: BaseException) -> str:

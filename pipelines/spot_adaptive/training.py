@@ -8,6 +8,7 @@ it, and routes are drawn from (seed, step).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from kdcache.models.registry import build_model
 from kdcache.models.weights import load_weights
 from kdcache.progress import note
 from kdcache.seeding import torch_seed_for
+from kdcache.store.manifest_file import read_manifest
 from kdcache.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from kdcache.training.optim import learning_rate
 from kdcache.training.processes import Processes, joined_processes
@@ -122,7 +124,10 @@ def train_student(config: StudentConfig, *, stop_after: int | None = None) -> di
     with joined_processes("auto") as processes, contextlib.closing(RunFolder(Path(config.out))) as folder:
         if processes.world_size > 1:
             raise ConfigError("spot_adaptive: found several processes; expected one", hint="leave torchrun out")
-        plan = DistillPlan(config.distill_config(), processes)
+        asked = config.distill_config()
+        if not read_manifest(config.store).views.ops:  # the features are of plain examples, whatever the card says
+            asked = dataclasses.replace(asked, augment="none")
+        plan = DistillPlan(asked, processes)
         decides = {**plan.decides(), **_ours(config)}
         finished = folder.result()
         folder.start(decides, resume=True)

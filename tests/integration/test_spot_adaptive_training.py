@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+import kdcache
 from kdcache.datasets.cards import load_card
 from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.errors import ConfigError, IncompatibleError
@@ -92,6 +93,29 @@ def test_a_live_teacher_must_be_the_stores_and_is_asked_for_only_where_it_is_nee
         train_student(replace(config, method="sp", out=str(tmp_path / "sp")))
     with pytest.raises(ConfigError, match="control 'sometimes'"):
         train_student(replace(config, control="sometimes"))
+
+
+def test_over_plain_examples_the_student_sees_them_plain_whatever_the_card_says(
+    config: StudentConfig, tmp_path: Path
+) -> None:
+    """Features of one image beside an augmented other one would be wrong targets, and nothing would say so."""
+    card = tmp_path / "augmented.toml"
+    text = (Path(kdcache.__file__).parents[1] / "data" / "cards" / "digit-pairs.toml").read_text()
+    assert "\n[defaults]\n" in text
+    card.write_text(text.replace("\n[defaults]\n", '\n[defaults]\naugment = "cifar"\n'))
+    dump_teacher(
+        DumpConfig(
+            dataset=str(card),
+            split="train[0:96]",
+            teacher="resnet8x0.5",
+            weights=str(Path(config.store).parent / "teacher0.safetensors"),
+            allow_weak_teacher=True,
+            features="penultimate",
+            out=str(tmp_path / "plain.zarr"),
+        )
+    )
+    plain = replace(config, store=str(tmp_path / "plain.zarr"), method="rkd", epochs=1, out=str(tmp_path / "student"))
+    assert train_student(plain)["augment"] is None
 
 
 def test_the_recipe_runs_and_continues(tmp_path: Path, recipe: Callable[..., str]) -> None:
