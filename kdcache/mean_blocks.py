@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class MeanBlocks:
         }
         if PARTNER in self._manifest.codec.fields:
             each = np.stack([part[PARTNER].astype(np.float32) for part in parts])
-            columns[PARTNER] = np.log(np.exp(each).mean(axis=0).clip(min=np.exp(-65.0)))
+            columns[PARTNER] = np.logaddexp.reduce(each, axis=0) - np.float32(math.log(len(each)))
         return columns, mean.bound.numpy()
 
 

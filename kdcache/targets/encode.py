@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import ConfigError, IncompatibleError, NumericError
-from kdcache.targets.soft import LabelMix, SoftTargets
+from kdcache.targets.soft import LARGEST_STORED, LabelMix, SoftTargets
 
-# float16 ends at 65,504: a log-probability below this, or a variance above it, would become infinite at rest.
-LARGEST_STORED = 60_000.0
 ROWS_NAMED = 8
 
 

@@ -7,8 +7,9 @@ No store here.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,46 +64,46 @@ def mean_opinion(members: Sequence[SoftTargets], *, topk: int) -> MeanOpinion:
 def _exact(members: Sequence[SoftTargets], topk: int) -> MeanOpinion:
     first = members[0]
     shape = (len(first), first.num_classes)
-    mean = torch.zeros(shape, device=first.device)
-    for member in members:
-        dense = torch.zeros(shape, device=first.device).scatter_(1, member.index, member.log_prob.exp())
-        mean += dense / dense.sum(dim=1, keepdim=True) / len(members)  # storage rounds a row's sum by up to 1e-3
-    log_prob = mean.log().clamp(min=SMALLEST)
-    encoded = encode_topk(log_prob, first.label, topk=topk, tail_numbers=first.tail.shape[1])
+    dense = (torch.empty(shape, device=first.device).scatter_(1, each.index, each.log_prob) for each in members)
+    # storage rounds a row's sum by up to 1e-3; the last softmax, in `encode_topk`, divides by M
+    summed = _log_sum(each.log_softmax(dim=1) for each in dense)
+    encoded = encode_topk(summed, first.label, topk=topk, tail_numbers=first.tail.shape[1])
     return MeanOpinion(targets=encoded.targets(), bound=torch.zeros(len(first), device=first.device))
+
+
+def _log_sum(parts: Iterable[Tensor]) -> Tensor:
+    """Log of the sum of exponentials, one part in memory at a time: a sure teacher's e^-110 is 0 in float32."""
+    return functools.reduce(torch.logaddexp, parts)
 
 
 def _approximate(members: Sequence[SoftTargets], topk: int) -> MeanOpinion:
     first = members[0]
     candidates, named = _candidates(members)
     count = named.sum(dim=1)
-    probability = torch.zeros(candidates.shape, device=first.device)
     bound = torch.zeros(len(first), device=first.device)
-    unnamed_mass = []
+    unnamed, opinions = [], []
     for member in members:
         tail, known, value = tail_of(member), *_lookup(member, candidates)
         missing = named & ~known
         share, most = _share_of_tail(tail)
         absent = missing.sum(dim=1)
-        mass = tail.log_mass.exp()
-        probability += torch.where(missing, share[:, None], value) / len(members)
-        bound += torch.minimum(mass, absent * most) / len(members)
-        unnamed_mass.append((mass - absent * share).clamp(min=0))
-    probability = probability.masked_fill(~named, -1.0)
-    rest = _common_tail(members, unnamed_mass, first.num_classes - count)
-    chosen, places = probability.topk(topk, dim=1, sorted=True)
+        opinions.append(torch.where(missing, share[:, None], value))
+        bound += torch.minimum(tail.log_mass.exp(), absent * most.exp()) / len(members)
+        used = (absent * (share - tail.log_mass).nan_to_num(nan=0.0).exp()).clamp(max=1.0)
+        unnamed.append(tail.log_mass + torch.log1p(-used))
+    log_prob = (_log_sum(opinions) - math.log(len(members))).clamp(min=SMALLEST)
+    rest = _common_tail(members, unnamed, first.num_classes - count)
+    head, places = log_prob.masked_fill(~named, -torch.inf).topk(topk, dim=1, sorted=True)
     index = candidates.gather(1, places)
-    log_prob = probability.clamp(min=0).log().clamp(min=SMALLEST)
     is_label = candidates == first.label[:, None]
     label_log_prob = log_prob.masked_fill(~(is_label & named), -torch.inf).amax(dim=1)
     dropped = named & ~is_label
     dropped.scatter_(1, places, False)
-    head = chosen.log().clamp(min=SMALLEST)
-    tail = add_to_tail(rest, log_prob.masked_fill(~named, SMALLEST), dropped, ceiling=head[:, -1])
+    tail = add_to_tail(rest, log_prob, dropped, ceiling=head[:, -1])
     targets = SoftTargets(
         index=index,
         log_prob=head,
-        tail=tail.numbers(),
+        tail=tail.at_rest().numbers(),
         label=first.label,
         label_log_prob=label_log_prob,
         num_classes=first.num_classes,
@@ -119,23 +120,22 @@ def _candidates(members: Sequence[SoftTargets]) -> tuple[Tensor, Tensor]:
 
 
 def _lookup(member: SoftTargets, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a member names each candidate, (B, C) bool, and its probability there."""
+    """Whether a member names each candidate, (B, C) bool, and its log p there."""
     classes = torch.cat([member.index, member.label[:, None]], dim=1)
     values = torch.cat([member.log_prob, member.label_log_prob[:, None]], dim=1)
     ordered, by = classes.sort(dim=1)
     place = torch.searchsorted(ordered, candidates).clamp(max=ordered.shape[1] - 1)
     known = ordered.gather(1, place) == candidates
-    return known, values.gather(1, by).gather(1, place).exp()
+    return known, values.gather(1, by).gather(1, place)
 
 
 def _share_of_tail(tail: Tail) -> tuple[Tensor, Tensor]:
-    """(B,) the equal share of one tail class, and the most one class can have: all of the mass, or the ceiling."""
-    mass = tail.log_mass.exp()
-    most = torch.minimum(mass, tail.ceiling.exp())
-    return torch.minimum(mass / tail.count.clamp(min=1), most), most
+    """(B,) log of the equal share of one tail class, and of the most it can have: all of the mass, or the ceiling."""
+    most = torch.minimum(tail.log_mass, tail.ceiling)
+    return torch.minimum(tail.log_mass - tail.count.clamp(min=1).log(), most), most
 
 
-def _common_tail(members: Sequence[SoftTargets], mass: Sequence[Tensor], count: Tensor) -> Tail:
+def _common_tail(members: Sequence[SoftTargets], log_mass: Sequence[Tensor], count: Tensor) -> Tail:
     """The classes no member names, as if the teachers ranked them alike and their log p were normal up to the ceiling.
 
     The numbers are those of the log of the mean at the nodes of a Gauss-Hermite rule, shifted so that the mass is the
@@ -151,7 +151,7 @@ def _common_tail(members: Sequence[SoftTargets], mass: Sequence[Tensor], count: 
     number = count.to(values.dtype)
     empty = count == 0
     log_n = number.clamp(min=1).log()
-    left = (sum(mass, torch.zeros_like(mass[0])) / len(members)).clamp(min=torch.finfo(torch.float32).tiny).log()
+    left = (_log_sum(log_mass) - math.log(len(members))).clamp(min=SMALLEST)
     shift = left - log_n - (log_w + values).logsumexp(dim=1)
     values = values + shift[:, None]
     weight = log_w.exp()

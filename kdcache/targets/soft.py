@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# float16 ends at 65,504: a log-probability below minus this, or a variance above it, would become infinite at rest.
+LARGEST_STORED = 60_000.0
 TARGET_COLUMNS = ("topk_index", "topk_log_prob", "tail", "label_log_prob")
 """The columns of a store that a row's targets are made of, beside its label."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import ConfigError
-from kdcache.targets.soft import SoftTargets
+from kdcache.targets.soft import LARGEST_STORED, SoftTargets
 
 Weight = float | Tensor  # what a known number counts for at b: a plain number where T is one
 Bounds = tuple[Tensor, Tensor]
@@ -39,6 +39,10 @@ class Tail:
     variance: Tensor
     half_log_mass: Tensor | None
     ceiling: Tensor
+
+    def at_rest(self) -> Tail:
+        """The same with a variance that float16 holds, as `encode_topk` keeps it."""
+        return replace(self, variance=self.variance.clamp(max=LARGEST_STORED))
 
     def numbers(self) -> Tensor:
         """(B, 3) or (B, 4): the layout of `SoftTargets.tail`."""
@@ -126,7 +130,8 @@ def narrow(targets: SoftTargets, topk: int) -> SoftTargets:
     dropped = targets.log_prob[:, topk:]
     is_label = targets.index[:, topk:] == targets.label[:, None]
     tail = add_to_tail(tail_of(targets), dropped, ~is_label, ceiling=targets.log_prob[:, topk - 1])
-    return replace(targets, index=targets.index[:, :topk], log_prob=targets.log_prob[:, :topk], tail=tail.numbers())
+    numbers = tail.at_rest().numbers()
+    return replace(targets, index=targets.index[:, :topk], log_prob=targets.log_prob[:, :topk], tail=numbers)
 
 
 def log_power_sum(tail: Tail, temperature: float | Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.errors import ConfigError, IncompatibleError, NumericError
-from kdcache.targets.encode import LARGEST_STORED, encode_topk
+from kdcache.targets.encode import encode_topk
+from kdcache.targets.soft import LARGEST_STORED
 
 
 def _logits(rows: int = 6, classes: int = 20, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from kdcache.errors import ConfigError
 from kdcache.targets.encode import encode_topk
 from kdcache.targets.ensemble import mean_opinion
 from kdcache.targets.soft import SoftTargets
-from kdcache.targets.tail import log_tail_mass
+from kdcache.targets.tail import log_tail_mass, narrow
 
 K, B = 40, 200
 
@@ -105,3 +105,15 @@ def test_labels_and_k_must_belong_together() -> None:
     with pytest.raises(ConfigError, match="smallest k"):
         mean_opinion(members, topk=6)
     assert math.isfinite(float(mean_opinion(members, topk=1).targets.tail.sum()))
+
+
+@pytest.mark.parametrize("stored", [7, 8])
+def test_a_class_that_is_as_good_as_impossible_does_not_spoil_the_tail(stored: int) -> None:
+    """exp(-150) is 0 in float32: its logarithm, written into the tail's mean and spread, is no opinion about T = 4."""
+    logits = torch.tensor([[0.0, -3.0, -5.0, -6.0, -7.0, -8.0, -150.0, -160.0]])
+    label = torch.tensor([0])
+    members = [narrow(encode_topk(logits + shift, label, topk=8).targets(), stored) for shift in (0.0, 1.0)]
+    mean, expected = mean_opinion(members, topk=4).targets, encode_topk(logits, label, topk=4).targets()
+    torch.testing.assert_close(mean.log_prob, expected.log_prob, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mean.tail, expected.tail, atol=1e-2, rtol=1e-3)
+    assert float(log_tail_mass(mean, 4.0)) == pytest.approx(float(log_tail_mass(expected, 4.0)), abs=1e-3)

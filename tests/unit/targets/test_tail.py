@@ -157,6 +157,16 @@ def test_narrowing_equals_encoding_with_fewer(seed: int, topk: int, kept: int, f
     assert torch.equal(found.tail_count, wanted.tail_count)
 
 
+def test_narrowing_a_very_sure_teacher_gives_numbers_that_float16_holds() -> None:
+    """The spread of classes at log p = -1 and -900 is above 65,504: a store of the smaller k keeps 60,000, too."""
+    logits = torch.cat([torch.linspace(0, -1, 10), torch.linspace(-900, -901, 10)])[None]
+    whole = encode_topk(logits, torch.tensor([0]), topk=20).targets()
+    fewer = encode_topk(logits, torch.tensor([0]), topk=3).targets()
+    found = narrow(whole, 3).tail
+    torch.testing.assert_close(found, fewer.tail)
+    assert bool(torch.isfinite(found.half()).all())
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), topk=st.integers(1, CLASSES - 1))
 def test_label_to_tail_gives_the_statistics_outside_the_top_k(seed: int, topk: int) -> None:
