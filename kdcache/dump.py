@@ -60,6 +60,8 @@ class DumpResult:
         seconds: wall time of the teacher's making, the forward passes, writing and sealing.
         stages: where these went: "prepare" (build the teacher, probe it, open the store), "forward" (ask about every
             row, encode and write beside it) and "seal" (read everything back and seal); empty when nothing was run.
+        teacher_seconds: inside the teacher's forward passes over the stored rows alone: what a live teacher would cost for
+            them. None where the passes overlap with other work: on an accelerator and with several workers.
         quality: the teacher's top-1 and NLL (nats) on the stored rows.
     """
 
@@ -71,6 +73,7 @@ class DumpResult:
     quality: Mapping[str, Any] = field(default_factory=dict)
     root_digest: str = ""
     stages: Mapping[str, float] = field(default_factory=dict)
+    teacher_seconds: float | None = None
 
     @classmethod
     def of(cls, place: str, manifest: StoreManifest, *, rows: int = 0, seconds: float = 0.0) -> DumpResult:
@@ -137,6 +140,8 @@ def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
         StoreWriter.open(folder, manifest, static=teacher.static) as writer,
     ):
         rows = sum(block.rows for block in writer.pending)
+        alone = run if team is None and rank is None and teacher.device.type == "cpu" else None
+        probed = run.teacher_seconds
         clock.ended("prepare")
         _announce(writer, plan, writer.pending)
         with Progress(rows, "rows", label="dump-teacher") as progress:
@@ -151,7 +156,7 @@ def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
             sealed = _fill_and_seal(config, plan, writer, fill, clock)
     clock.ended("seal")  # with what a URL still has to receive
     done = DumpResult.of(plan.location, sealed, rows=rows, seconds=sum(clock.stages.values()))
-    return replace(done, stages=clock.stages)
+    return replace(done, stages=clock.stages, teacher_seconds=alone.teacher_seconds - probed if alone else None)
 
 
 class _Clock:

@@ -112,6 +112,7 @@ class TeacherRun:
         self._samples, self._sample_seed = samples, sample_seed
         self._source = source
         self._teacher = teacher
+        self.teacher_seconds = 0.0  # inside forward passes of the CPU; an accelerator's end after the call
         self._codec = codec
         self._fields = {field.partition("/")[2]: field for field in features}
         self._collector = FeatureCollector(teacher.module, teacher.feature_points(tuple(self._fields)))
@@ -173,7 +174,9 @@ class TeacherRun:
             read = read_ahead(read, device)
         with torch.inference_mode(), _plain_arithmetic(), self._collector:
             for inputs, rows in read:
+                started = time.perf_counter()
                 logits = self._teacher.logits(inputs)
+                self.teacher_seconds += time.perf_counter() - started
                 self._check_shape(logits, len(rows))
                 yield logits, rows
 

@@ -36,6 +36,7 @@ def store_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "store": made.store,
         "seconds": made.seconds,
+        "teacher_seconds": made.teacher_seconds or made.stages.get("forward"),
         "rows_and_views": made.rows_written,
         "bytes": facts["bytes_on_disk"],
         "full_logits_bytes": facts["full_logits_bytes"],

@@ -7,7 +7,8 @@ forward passes. Hours come from one stated number: the operations a second the m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdcache.canonical import digest_of
 from kdcache.datasets.cards import Card, load_card, open_dataset
 from kdcache.datasets.row_range import parse_split
+from kdcache.loader.inputs import example_shape
 from kdcache.models.registry import build_model
 from kdcache.progress import duration
 from kdcache.specs import CodecSpec, DatasetSpec, PreprocessingSpec, StoreManifest, TeacherSpec, ViewSpec
@@ -25,6 +27,7 @@ from kdcache.views.policy import ViewPolicy
 from pipelines.partial_kd.recipe import MAIN, Arm, Recipe
 
 TRAINING = 3  # forward, gradient of the inputs, gradient of the weights
+TOKENS = ("text", "tokens")  # sources of cards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ def cost_of(recipe: Recipe) -> Cost:
     Raises:
         NotFoundError: the scale names no `rows`, its split does not say how many there are, and the data are not here.
     """
-    card = load_card(recipe.dataset)
+    card = known_shape(load_card(recipe.dataset), split=recipe.split, root=recipe.data_root)
     rows, views = _rows(recipe, recipe.split), int(recipe.dump.get("views", 1))
     teacher, student = (
         forward_operations(name, card) for name in (recipe.teachers[MAIN]["model"], recipe.student["model"])
@@ -103,12 +106,25 @@ def cost_of(recipe: Recipe) -> Cost:
     )
 
 
+def known_shape(card: Card, *, split: str, root: Path | None) -> Card:
+    """The card with the number of classes and the shape of an example where only the data say them.
+
+    Raises:
+        NotFoundError: the card does not say them, and the data are not here.
+    """
+    if card.num_classes and (card.image_shape or card.source in TOKENS):
+        return card
+    source = open_dataset(str(card.file), split=split, root=root)
+    shape = card.image_shape or (() if card.source in TOKENS else example_shape(source))
+    return replace(card, num_classes=source.num_classes, image_shape=shape)
+
+
 def forward_operations(model: str, card: Card) -> float:
-    """Operations of one forward pass of one row."""
+    """Operations of one forward pass of one row; the card says classes and shape (`known_shape`)."""
     with torch.random.fork_rng(devices=[]):
         built = build_model(model, num_classes=card.num_classes, input_shape=card.image_shape, data=card.preprocessing)
     module = built.module.eval()
-    if not card.image_shape:  # a token: every weight but the embedding's row is used once
+    if card.source in TOKENS:  # a token: every weight but the embedding's row is used once
         parts = [part for part in module.modules() if not isinstance(part, nn.Embedding)]
         used = {id(weight): weight for part in parts for weight in part.parameters(recurse=False)}
         return 2.0 * sum(weight.numel() for weight in used.values() if weight.ndim >= 2)

@@ -58,7 +58,8 @@ class TeacherTime:
 
     Attributes:
         teacher: whose store; dump: seconds the one dump took; bytes: of the store.
-        live: seconds the finished students and trials would have asked it, at the dump's pace.
+        live: seconds the finished students and trials would have asked it, at the pace of its forward passes in the dump.
+        bound: the dump was made before these were timed; `live` counts its start-up and writing too.
         readers: how many students and trials that was.
     """
 
@@ -67,11 +68,13 @@ class TeacherTime:
     bytes: int
     live: float
     readers: int
+    bound: bool
 
     def __str__(self) -> str:
+        most = "at most " if self.bound else ""
         return (
             f"teacher {self.teacher}: asked once, {duration(self.dump)} and {self.bytes / 1e6:.1f} MB; the "
-            f"{self.readers} students and trials that read it would have asked it for {duration(self.live)}"
+            f"{self.readers} students and trials that read it would have asked it for {most}{duration(self.live)}"
         )
 
 
@@ -108,10 +111,15 @@ def teacher_times(recipe: Recipe, found: GridResult) -> list[TeacherTime]:
             continue
         read = [one for arm, one in students if one and arm.teacher == teacher and arm.reads_teacher]
         asked = sum(one["rows"] * one["epochs"] for one in read if "rows" in one)
-        pace = store["seconds"] / store["rows_and_views"]
+        alone = store.get("teacher_seconds")
         times.append(
             TeacherTime(
-                teacher=teacher, dump=store["seconds"], bytes=store["bytes"], live=pace * asked, readers=len(read)
+                teacher=teacher,
+                dump=store["seconds"],
+                bytes=store["bytes"],
+                live=(alone or store["seconds"]) / store["rows_and_views"] * asked,
+                readers=len(read),
+                bound=alone is None,
             )
         )
     return times

@@ -105,7 +105,7 @@ def _teacher_time(done: Done) -> str:
     return (
         f"Teacher time saved: {len(times)} teachers asked once, {duration(sum(time.dump for time in times))} and "
         f"{size / 1e6:.1f} MB together; the {readers} students and trials that read them would have asked for "
-        f"{duration(sum(time.live for time in times))}."
+        f"{'at most ' if any(time.bound for time in times) else ''}{duration(sum(time.live for time in times))}."
     )
 
 

@@ -160,7 +160,8 @@ def run_dump(arguments: Mapping[str, Any]) -> dict[str, Any]:
     record = Path(f"{dumped.store}.dump.json")
     if not dumped.reused:
         figures = {"rows_written": dumped.rows_written, "seconds": dumped.seconds, "top1": dumped.quality["top1"]}
-        record.write_text(json.dumps(figures))
+        alone = dumped.teacher_seconds or dumped.stages["forward"]
+        record.write_text(json.dumps({**figures, "teacher_seconds": alone}))
     kept: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
     return {"store": dumped.store, "root_digest": dumped.root_digest, **kept}
 

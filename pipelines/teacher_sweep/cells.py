@@ -61,6 +61,7 @@ def store_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     facts = describe(made.store)
     return {
         "seconds": made.seconds,
+        "teacher_seconds": made.teacher_seconds or made.stages.get("forward"),
         "rows": facts["rows"],
         "bytes": facts["bytes_on_disk"],
         "full_logits_bytes": facts["full_logits_bytes"],

@@ -6,19 +6,15 @@ forward passes. Hours come from one stated number, the operations a second that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from dataclasses import dataclass, replace
 
 from kdcache.datasets.cards import load_card
 from kdcache.datasets.row_range import parse_split
 from kdcache.errors import ConfigError
-from kdcache.models.registry import build_model
+from pipelines.partial_kd.cost import TRAINING, forward_operations, known_shape
 from pipelines.teacher_sweep.cells import ARMS
 from pipelines.teacher_sweep.sweep import Sweep
 
-TRAINING = 3  # forward, gradient of the inputs, gradient of the weights
 HOUR = 3600.0
 PER_ROW = 16  # bytes beside the classes: label, its log p, tail, digest, ledger
 
@@ -76,7 +72,7 @@ def cost_of(sweep: Sweep) -> Cost:
     if stop is None and sweep.num_rows is None:
         raise ConfigError(f"grid.toml, {sweep.scale}.{sweep.name}: {sweep.rows!r} does not say how many rows it has")
     rows = (stop if stop is not None else int(sweep.num_rows or 0)) - start
-    card = load_card(sweep.dataset)
+    card = known_shape(load_card(sweep.dataset), split=sweep.rows, root=sweep.data_root)
     teacher, student = (_operations(sweep, str(settings["model"])) for settings in (sweep.teacher, sweep.student))
     tested = len(sweep.teachers) if "all" in sweep.tested else len(sweep.tested)
     asking = len(sweep.teachers) * len(sweep.seeds) + tested * 2 * len(sweep.tested_seeds)  # permuted, kd-pt
@@ -102,12 +98,7 @@ def cost_of(sweep: Sweep) -> Cost:
 
 def _operations(sweep: Sweep, model: str) -> float:
     """Operations of one forward pass of one row."""
-    card = load_card(sweep.dataset)
+    card = known_shape(load_card(sweep.dataset), split=sweep.rows, root=sweep.data_root)
     side = int(sweep.small["side"]) if sweep.small else 0
     shape = (card.image_shape[0], side, side) if side else card.image_shape
-    with torch.random.fork_rng(devices=[]):
-        built = build_model(model, num_classes=card.num_classes, input_shape=shape, data=card.preprocessing)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        built.module.eval().to("meta")(torch.empty(1, *built.preprocessing.output_shape(shape), device="meta"))
-    return float(counter.get_total_flops())
+    return forward_operations(model, replace(card, image_shape=shape))

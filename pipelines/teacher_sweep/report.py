@@ -262,14 +262,15 @@ def _hypothesis(found: Findings) -> list[str]:
 
 def _saved(sweep: Sweep, grid: GridResult, found: Findings) -> list[str]:
     stores = [grid.results[f"store-{one.name}"] for one in sweep.teachers]
-    each = found.dump_seconds / len(stores)
+    alone = [store.get("teacher_seconds") or store["seconds"] for store in stores]  # of a store made before it was timed
+    most = "" if all(store.get("teacher_seconds") for store in stores) else "at most "
     size, rows = (sum(int(store[key]) for store in stores) for key in ("bytes", "rows"))
-    live = found.asked * each
+    live = found.asked * statistics.fmean(alone)
     return [
-        f"Teacher time: {len(stores)} dumps, one for each teacher, {found.dump_seconds:.0f} s in all ({each:.1f} s "
-        f"each, writing included; {size / 1e6:.1f} MB, {size / rows:.0f} bytes a row). The students' epochs would have "
-        f"asked a live teacher {found.asked} times for all rows, {live / 60:.1f} minutes at that rate; saved: at most "
-        f"{(live - found.dump_seconds) / 60:.1f} minutes (a live teacher writes nothing). Training: "
+        f"Teacher time: {len(stores)} dumps, one for each teacher, {found.dump_seconds:.0f} s in all, of which "
+        f"{most}{sum(alone):.1f} s in the teachers' forward passes ({size / 1e6:.1f} MB, {size / rows:.0f} bytes a row). "
+        f"The students' epochs would have asked a live teacher {found.asked} times for all rows, {most}{live / 60:.1f} "
+        f"minutes of forward passes; saved: {most}{(live - found.dump_seconds) / 60:.1f} minutes. Training: "
         f"teachers {found.teacher_seconds / 60:.1f} minutes, students {found.student_seconds / 60:.1f}.",
         "",
     ]

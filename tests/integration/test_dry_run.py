@@ -63,6 +63,8 @@ def test_bytes_are_within_a_tenth_and_files_exact(name: str, tmp_path: Path) -> 
     done = dump_teacher(config)
     assert list(done.stages) == ["prepare", "forward", "seal"]
     assert sum(done.stages.values()) == pytest.approx(done.seconds)
+    assert done.teacher_seconds is not None
+    assert 0 < done.teacher_seconds < done.stages["forward"]
     found, files = bytes_and_files(tmp_path / "store.zarr")
     assert estimate.bytes == pytest.approx(found, rel=0.10)
     assert estimate.files == files

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import kdcache
 from kdcache.datasets.cards import load_card
 from kdcache.datasets.row_range import parse_split
-from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.errors import ConfigError, IncompatibleError, NotFoundError
 from kdcache.parallel import GridResult
 from pipelines.partial_kd import recipe as recipes
 from pipelines.partial_kd.cells import chosen_settings, student_cells, teacher_cells, trial_cells
@@ -108,7 +109,7 @@ def test_every_teacher_is_asked_once_whatever_reads_it(data: str, scale: str) ->
     assert len({cell.name for cell in (*cells, *students)}) == len(cells) + len(students)
 
 
-def test_tables_pair_seeds_and_teacher_time_is_the_dumps_pace_times_what_students_read(tmp_path: Path) -> None:
+def test_tables_pair_seeds_and_teacher_time_is_its_own_pace_times_what_students_read(tmp_path: Path) -> None:
     recipe = _recipe(folder=tmp_path)
     results: dict[str, dict[str, Any]] = {
         "store-main": {"seconds": 20.0, "rows_and_views": 40_000, "bytes": 1, "quality": {"top1": 0.6, "nll": 1.4}}
@@ -126,6 +127,11 @@ def test_tables_pair_seeds_and_teacher_time_is_the_dumps_pace_times_what_student
     (time,) = teacher_times(recipe, found)
     assert time.readers == 7
     assert time.live == pytest.approx(20.0 / 40_000 * 8000 * (6 * 10 + 4))
+    assert "at most" in str(time), "start-up and writing are counted as the teacher's"
+    results["store-main"]["teacher_seconds"] = 8.0
+    (time,) = teacher_times(recipe, _grid(results))
+    assert time.live == pytest.approx(8.0 / 40_000 * 8000 * (6 * 10 + 4))
+    assert "at most" not in str(time)
     text = markdown(recipe, found)
     assert "| kd | - | 2 | 34.50 ± 2.12 | +3.50 [-2.85, +9.85] | 3.000 | 0.100 | - | 1.20 |" in text
     write_results(recipe, found, tmp_path / "results")
@@ -156,6 +162,18 @@ def test_operations_are_those_of_the_published_networks() -> None:
     assert forward_operations("torchvision:resnet18", card) == pytest.approx(2 * 1.81e9, rel=0.01)
     # an LSTM layer of width w has 8 w^2 weights, the head w K; the embedding is looked up
     assert forward_operations("lstm-100", load_card("ptb")) == 2 * (8 * 100**2 + 100 * 10_000)
+
+
+def test_cost_of_data_whose_card_says_neither_classes_nor_shape(tmp_path: Path) -> None:
+    file = tmp_path / "mine.npz"
+    np.savez(file, train_images=np.zeros((60, 12, 12, 3), np.uint8), train_labels=np.arange(60) % 7)
+    recipe = replace(_recipe("cifar100", "smoke"), dataset="npz", data_root=file, split="train", topk=5)
+    cost = cost_of(recipe)
+    assert cost.rows == 60
+    known = replace(load_card("npz"), num_classes=7, image_shape=(3, 12, 12))
+    assert cost.dumps == pytest.approx(forward_operations("cnn-4", known) * 60 * cost.views)
+    with pytest.raises(NotFoundError, match=r"nowhere.npz"):
+        cost_of(replace(recipe, data_root=tmp_path / "nowhere.npz"))
 
 
 def test_correlations_are_pearsons() -> None:
