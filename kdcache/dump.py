@@ -60,8 +60,8 @@ class DumpResult:
         seconds: wall time of the teacher's making, the forward passes, writing and sealing.
         stages: where these went: "prepare" (build the teacher, probe it, open the store), "forward" (ask about every
             row, encode and write beside it) and "seal" (read everything back and seal); empty when nothing was run.
-        teacher_seconds: inside the teacher's forward passes over the stored rows alone: what a live teacher would cost for
-            them. None where the passes overlap with other work: on an accelerator and with several workers.
+        teacher_seconds: inside the teacher's forward passes over the stored rows alone: what a live teacher would cost.
+            None where they overlap with other work: on an accelerator and with several workers.
         quality: the teacher's top-1 and NLL (nats) on the stored rows.
     """
 

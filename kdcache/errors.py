@@ -54,6 +54,10 @@ class IncompatibleError(KdcacheError):
     exit_code = 3
 
 
+class OtherRequestError(IncompatibleError):
+    """A run folder or store holds what was made for another request; it is never overwritten."""
+
+
 class UnfinishedStoreError(KdcacheError):
     """The store is not sealed; training from it is refused."""
 

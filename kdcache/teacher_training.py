@@ -118,6 +118,7 @@ def train_teacher(config: TeacherConfig) -> TeacherResult:
             plan.training,
             folder,
             processes,
+            evaluated_on=plan.eval_split,
             resume=config.resume,
             provenance={"recipe": "train-teacher", "kdcache": __version__, **decides},
         )

@@ -79,7 +79,7 @@ class DistillPlan:
         if not self._student:
             raise ConfigError("no student was named and the data card has no default", hint="name one with --student")
         self._split = self.store.manifest.dataset.split
-        self._eval_split = config.eval_split or evaluation_split(self._card, self._split)
+        self.eval_split = config.eval_split or evaluation_split(self._card, self._split)
         self._shown = shown_views(self.store, config, config.augment or defaults.get("augment"))
         self.folder = Path(config.out) if config.out else self._default_folder()
 
@@ -101,10 +101,10 @@ class DistillPlan:
             content = content_digest(self._source)
             check_sequences(self._source, manifest.dataset, content, self.store.sequence_offsets)
         self._unseen = None if whole or manifest.dataset.identity == "weak" else self.store.row_digests
-        self._test: DataSource = open_dataset(self._dataset, split=self._eval_split, root=config.data_root)
+        self._test: DataSource = open_dataset(self._dataset, split=self.eval_split, root=config.data_root)
         if self._test.num_classes != manifest.dataset.num_classes:
             raise IncompatibleError(
-                f"{self._test.name!r} ({self._eval_split}) has {self._test.num_classes} classes, the store "
+                f"{self._test.name!r} ({self.eval_split}) has {self._test.num_classes} classes, the store "
                 f"{manifest.dataset.num_classes}",
                 hint="name another split with --eval-split",
             )
@@ -224,7 +224,7 @@ class DistillPlan:
                 "augment": self._shown.policy.spec() if self._shown.policy is not None else None,
                 "dataset": self._dataset,
                 "split": self._split,
-                "eval_split": self._eval_split,
+                "eval_split": self.eval_split,
                 "content_digest": manifest.dataset.content_digest,
                 "store_key": manifest.store_key,
                 "store_root_digest": root_digest,
@@ -243,7 +243,7 @@ class DistillPlan:
             **decided,
             **trained.figures(),
             "agreement": agreement,
-            "agreement_on": None if agreement is None else self._eval_split,
+            "agreement_on": None if agreement is None else self.eval_split,
             "train_agreement": trained.train.get("train_agreement"),
             "rescaling": {name: value for name, value in trained.train.items() if not name.startswith("train_")},
             "rows": self.store.num_rows,

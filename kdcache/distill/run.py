@@ -46,6 +46,7 @@ def distill(config: DistillConfig) -> RunResult:
             plan.training,
             folder,
             processes,
+            evaluated_on=plan.eval_split,
             resume=config.resume,
             before_epoch=plan.before_epoch,
             provenance={"recipe": "distill", "kdcache": __version__, **plan.decides(), "lineage": plan.lineage},
@@ -58,8 +59,8 @@ def distill(config: DistillConfig) -> RunResult:
         guessing = math.log(plan.store.num_classes)
         if figures["nll"] > guessing:
             note(
-                f"{folder.path}: test NLL {figures['nll']:.4g} is above log K = {guessing:.4g}: worse than guessing, "
-                "as when training diverged; a lower --lr or --clip-grad 1 may help"
+                f"{folder.path}: NLL on {plan.eval_split} {figures['nll']:.4g} is above log K = {guessing:.4g}: worse "
+                "than guessing, as when training diverged; a lower --lr or --clip-grad 1 may help"
             )
         processes.wait()
     return RunResult(folder=folder.path, figures=figures)

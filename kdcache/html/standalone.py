@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import ConfigError
-from kdcache.html.axes import LETTER, WIDTH, label, picture
+from kdcache.html.axes import WIDTH, label, picture
 from kdcache.html.heatmap import palette, png_data
 from kdcache.html.markup import Attributes, Child, Html, element
 
 GAP = 24.0
 TITLE = 26.0
 LEGEND_LINE = 18.0
+WIDE_LETTER = 7.4  # in the widest of the fonts named below; a viewer may have no other
 # The light theme of style.css, as numbers: viewers of a lone SVG file know no custom properties.
 COLOURS = {
     "--c0": "#2463c9",
@@ -107,6 +108,7 @@ def matrix(
     *,
     low: float,
     high: float,
+    what: str = "",
     note: str = "",
     edges: Sequence[int] = (),
 ) -> Html:
@@ -116,7 +118,8 @@ def matrix(
         title: for screen readers.
         values: (K, K); values outside the scale have its end's colour.
         low, high: ends of the scale.
-        note: written below, beside the scale.
+        what: a value is, written beside the scale.
+        note: written below it.
         edges: rows (and columns) before which a thin line is drawn, to show groups.
     """
     levels = np.rint(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
@@ -147,10 +150,10 @@ def matrix(
     marks += [
         element("rect", {"class": "edge", "x": left, "y": 4, "width": side, "height": side}),
         element("image", ramp),
-        label(f"{low:g} to {high:g}", left + 98, side + 22),
-        label(note, left + side, side + 22, anchor="end"),
+        label(f"{what} {low:g} to {high:g}".strip(), left + 98, side + 22),
+        *([label(note, left, side + 40)] if note else []),
     ]
-    return picture(title, side + 30, marks)
+    return picture(title, side + (48 if note else 30), marks)
 
 
 def _drawn(panel: Panel) -> tuple[Html, float]:
@@ -162,7 +165,7 @@ def _drawn(panel: Panel) -> tuple[Html, float]:
     parts: list[Child] = [label(panel.title, 0, 16, kind="title")]
     top, across = TITLE, 0.0
     for name, colour in panel.legend:
-        room = 34 + LETTER * len(name)
+        room = 42 + WIDE_LETTER * len(name)
         if across and across + room > WIDTH:
             top, across = top + LEGEND_LINE, 0.0
         stroke: Attributes = {"class": "line", "d": f"M{across:g} {top + 6:g}h18", "style": f"--c:{colour}"}

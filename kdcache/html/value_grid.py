@@ -10,7 +10,7 @@ from kdcache.html.heatmap import palette
 from kdcache.html.markup import Attributes, Child, Html, element
 
 CELL = 40.0
-LEFT, TOP, RIGHT = 64.0, 6.0, 10.0
+LEFT, TOP, RIGHT = 64.0, 22.0, 10.0
 LIGHT = 184  # of 255: on a darker ground white is easier to read than black (contrast 4.5 at least)
 PALEST, DARKEST = 20, 235  # the ends of the ramp would be the page's white and a black number's ground
 
@@ -58,7 +58,7 @@ def value_grid(
     for place, name in enumerate(columns):
         marks.append(label(name, LEFT + (place + 0.5) * width, foot + 17, anchor="middle"))
     marks.append(label(column_title, LEFT + (WIDTH - LEFT - RIGHT) / 2, foot + 35, anchor="middle", kind="axis-title"))
-    marks.append(label(row_title, 2, foot + 17, kind="axis-title"))
+    marks.append(label(row_title, 2, 13, kind="axis-title"))  # above its steps, as in every chart
     return picture(title, foot + 42, marks)
 
 

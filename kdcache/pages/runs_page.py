@@ -18,10 +18,10 @@ from kdcache.html.page import Column, Section, figure, grid, page, table, tiles
 from kdcache.pages.wording import place_name, shared_facts
 from kdcache.report import ReportRow, compare_runs, group_runs, t_interval
 
-# (name in metrics.jsonl, title, unit, is a share): what is drawn, where runs have it.
+# (name in metrics.jsonl, title, unit, is a share): what is drawn, where runs have it; {rows}: the evaluation rows.
 CURVES = (
-    ("test_top1", "Test accuracy", "top-1", True),
-    ("test_nll", "Test NLL", "nats", False),
+    ("test_top1", "Accuracy on {rows}", "top-1", True),
+    ("test_nll", "NLL on {rows}", "nats", False),
     ("train_accuracy", "Training accuracy", "top-1", True),
     ("train_agreement", "Agreement with the teacher on training rows", "same class", True),
     ("train_loss", "Training loss", "nats; methods weigh it differently", False),
@@ -132,11 +132,10 @@ def _comparison(groups: Sequence[Group]) -> Section:
             )
         )
     low, high = _ends(every)
+    axis = Axis(title=f"accuracy on {_evaluation_rows(groups)}", low=max(low, 0), high=min(high, 1), label=percent)
     accuracy = figure(
         "Accuracy",
-        interval_chart(
-            "Accuracy by method", Axis(title="test accuracy", low=max(low, 0), high=min(high, 1), label=percent), lines
-        ),
+        interval_chart("Accuracy by method", axis, lines),
         caption="Large dots: means over seeds; faint dots: runs. Thick: one standard deviation. Thin: 95% t-interval.",
     )
     charts = [accuracy]
@@ -209,7 +208,8 @@ def _methods_table(groups: Sequence[Group]) -> Html:
 
 def _curves(groups: Sequence[Group]) -> list[Html]:
     drawn = []
-    for name, title, unit, is_share in CURVES:
+    for name, wording, unit, is_share in CURVES:
+        title = wording.format(rows=_evaluation_rows(groups))
         series = [line for group in groups[:LINES_SHOWN] if (line := _curve(group, name)) is not None]
         if not series:
             continue
@@ -232,6 +232,11 @@ def _curves(groups: Sequence[Group]) -> list[Html]:
             )
         )
     return drawn
+
+
+def _evaluation_rows(groups: Sequence[Group]) -> str:
+    """The split all runs were evaluated on, by name: what is compared shares it."""
+    return str(groups[0].runs[0].result.get("eval_split") or "the evaluation rows")
 
 
 def _curve(group: Group, name: str) -> Series | None:
@@ -273,7 +278,7 @@ def _calibration(groups: Sequence[Group]) -> Section | None:
         "Are students as right as they are sure?",
         reliability("Accuracy by confidence", found),
         caption="On the dashed line a student is as right as it is sure; below it, it is too sure. Seeds are pooled.",
-        numbers=table(columns, rows, caption="Accuracy by confidence, test rows of all seeds"),
+        numbers=table(columns, rows, caption=f"Accuracy by confidence on {_evaluation_rows(groups)}, all seeds"),
     )
     return Section(title="Calibration", anchor="calibration", body=grid(chart))
 
@@ -325,7 +330,7 @@ def _runs(groups: Sequence[Group]) -> Section:
                     place_name(str(run.folder)),
                 ]
             )
-    listing = table(columns, rows, caption="All runs; best: the best epoch, chosen on the test rows", search=True)
+    listing = table(columns, rows, caption="All runs; best: the best epoch, chosen on the same rows", search=True)
     return Section(title="Runs", anchor="runs", body=listing)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from kdcache.canonical import to_json
-from kdcache.errors import CorruptStoreError, HostileStoreError, IncompatibleError, NotFoundError
+from kdcache.errors import CorruptStoreError, HostileStoreError, IncompatibleError, NotFoundError, OtherRequestError
 from kdcache.specs import StoreManifest
 from kdcache.store import array_writer, ledger
 from kdcache.store.block_reader import check_block, check_static, read_block, read_commit, read_static, stated_records
@@ -97,12 +97,12 @@ def _check_same_store(root: Path, found: StoreManifest, wanted: StoreManifest) -
         if isinstance(there, dict) and isinstance(asked, dict):  # only what differs
             differing = [key for key in {**there, **asked} if there.get(key) != asked.get(key)]
             there, asked = ({key: side.get(key) for key in differing} for side in (there, asked))
-        raise IncompatibleError(
+        raise OtherRequestError(
             f"{root}: holds another store: {name} is {there}, asked for {asked}; a store is never overwritten",
             hint="choose another place for the new store, or remove this folder yourself",
         )
     if found.num_views > wanted.num_views:
-        raise IncompatibleError(
+        raise OtherRequestError(
             f"{root}: holds {found.num_views} views, asked for {wanted.num_views}; views are added, never taken away",
             hint=f"ask for --views {found.num_views}, or derive a smaller store",
         )

@@ -93,6 +93,7 @@ def train(
     folder: RunFolder,
     processes: Processes,
     *,
+    evaluated_on: str = "test",
     resume: bool = False,
     before_epoch: Callable[[int], None] | None = None,
     provenance: dict[str, object] | None = None,
@@ -103,10 +104,11 @@ def train(
         model: on the device; changed in place.
         feed: batches of every epoch.
         objective: the loss.
-        evaluate: figures of a model on the test rows, the same in every process.
+        evaluate: figures of a model on the evaluation rows, the same in every process.
         config: how to train.
         folder: a started run folder.
         processes: this process among all.
+        evaluated_on: what these rows are called in what is printed; metrics.jsonl names their figures test_... always.
         resume: continue after the newest checkpoint in the folder, if there is one.
         before_epoch: called with the epoch (from 0) before it begins; its time does not count as training.
         provenance: written into the saved weights beside epoch and accuracy.
@@ -115,7 +117,7 @@ def train(
         NumericError: a loss is NaN or infinite; the checkpoint of the epoch before is kept.
         ResourceError: a checkpoint could not be written.
     """
-    run = _Run(model, feed, objective, config, processes)
+    run = _Run(model, feed, objective, config, processes, evaluated_on)
     if resume:
         run.restore(folder)
     folder.forget_after(run.epochs_done)
@@ -137,7 +139,13 @@ class _Run:
     """Model, optimizer and what is known so far; `restore` and `finish_epoch` are its only contact with disk."""
 
     def __init__(
-        self, model: nn.Module, feed: Feed, objective: Objective, config: TrainingConfig, processes: Processes
+        self,
+        model: nn.Module,
+        feed: Feed,
+        objective: Objective,
+        config: TrainingConfig,
+        processes: Processes,
+        evaluated_on: str,
     ) -> None:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self._model = model.to(memory_format=layout) if config.channels_last else model
@@ -147,6 +155,7 @@ class _Run:
         self._objective = objective
         self._config = config
         self._processes = processes
+        self._evaluated_on = evaluated_on
         self._update = Update(model, objective.module, config, processes)
         self.epochs_done = 0
         self._last: Evaluation | None = None
@@ -230,7 +239,7 @@ class _Run:
         """Log, save weights, and checkpoint last: a kill before it repeats the epoch with the same outcome."""
         finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._update.parameters)
         if not finite or (evaluation is not None and not math.isfinite(evaluation.nll)):
-            what = "test NLL is" if finite else "weights are"
+            what = f"NLL on {self._evaluated_on} is" if finite else "weights are"
             raise NumericError(
                 f"epoch {epoch + 1}: the {what} NaN or infinite after the epoch's last steps; the checkpoint of the "
                 "epoch before is kept",
@@ -256,8 +265,8 @@ class _Run:
         self._processes.wait()
         if evaluation is not None:
             note(
-                f"epoch {epoch + 1}/{self._config.epochs}: loss {trained['train_loss']:.4f}, test {evaluation}, "
-                f"{self._seconds:.1f} s"
+                f"epoch {epoch + 1}/{self._config.epochs}: loss {trained['train_loss']:.4f}, "
+                f"{self._evaluated_on} {evaluation}, {self._seconds:.1f} s"
             )
 
     def _checkpoint(self) -> Checkpoint:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from kdcache.canonical import to_json
-from kdcache.errors import ConfigError, IncompatibleError, NotFoundError, ResourceError
+from kdcache.errors import ConfigError, IncompatibleError, NotFoundError, OtherRequestError, ResourceError
 from kdcache.models.weights import restate_weights, save_weights, write_atomically
 
 STORE_SETTINGS = ("content_digest", "store_key", "store_root_digest")  # which store: said before what follows from it
@@ -55,7 +55,7 @@ class RunFolder:
 
         Raises:
             ConfigError: something is there and `resume` is not given, or it is no run.
-            IncompatibleError: the run there has another config; names what differs.
+            OtherRequestError: the run there has another config; names what differs.
         """
         kept = self.path / "config.json"
         if kept.is_file() and resume:
@@ -183,18 +183,18 @@ def default_run_folder(name: str, *, resume: bool) -> Path:
 
 
 def check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any], inside: str = "") -> None:
-    """Raise IncompatibleError when a request is not the one a run was started with; names what differs."""
+    """Raise OtherRequestError when a request is not the one a run was started with; names what differs."""
     for name in sorted({*kept, *asked}, key=lambda name: (name not in STORE_SETTINGS, name)):
         before, now = kept.get(name), asked.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             check_same(folder, before, now, f"{inside}{name}.")
         elif before != now:
             if name in STORE_SETTINGS and not inside:
-                raise IncompatibleError(
+                raise OtherRequestError(
                     f"{folder}: the run was started from another store: {name} {str(before)[:16]}, now {str(now)[:16]}",
                     hint="--store STORE as the run was started, or another --out",
                 )
-            raise IncompatibleError(
+            raise OtherRequestError(
                 f"{folder}: the run was started with {inside}{name} = {before!r}, now it is {now!r}",
                 hint="give the options the run was started with, or another --out",
             )

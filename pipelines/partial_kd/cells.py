@@ -12,6 +12,7 @@ from kdcache.errors import NumericError
 from kdcache.parallel import Cell
 from kdcache.store.info import describe
 from kdcache.teacher_training import TeacherConfig, train_teacher
+from pipelines.earlier import made_at
 from pipelines.partial_kd.recipe import MAIN, Arm, Recipe
 
 Figures = Mapping[str, Any]
@@ -24,14 +25,16 @@ KEPT = (
 
 def teacher_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train a teacher, or continue; its figures and where its weights are."""
-    trained = train_teacher(TeacherConfig(resume=True, **_paths(settings)))
+    config = TeacherConfig(resume=True, **_paths(settings))
+    trained = made_at(settings["out"], lambda: train_teacher(config))
     kept = {name: trained.figures.get(name) for name in ("accuracy", "nll", "ece", "perplexity", "seconds", "epochs")}
     return {**kept, "weights": str(trained.weights)}
 
 
 def store_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a teacher once; what it cost, and how good it is on the rows students train on."""
-    made = dump_teacher(DumpConfig(**_paths(settings)))
+    config = DumpConfig(**_paths(settings))
+    made = made_at(config.out, lambda: dump_teacher(config))
     facts = describe(made.store)
     return {
         "store": made.store,
@@ -47,8 +50,9 @@ def store_work(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def student_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train a student; its figures. One whose loss became NaN has accuracy 0."""
+    config = DistillConfig(resume=True, **_paths(settings))
     try:
-        figures = distill(DistillConfig(resume=True, **_paths(settings))).figures
+        figures = made_at(settings["out"], lambda: distill(config)).figures
     except NumericError as error:
         return {"method": settings["method"], "seed": settings["seed"], "accuracy": 0.0, "diverged": error.message}
     return {name: figures[name] for name in KEPT if name in figures}

@@ -208,9 +208,10 @@ def heat_maps(found: Mapping[str, Diagnosis], groups: Sequence[int], *, temperat
         for t in temperatures:
             at = one.at[t]
             shown = at.correlations[np.ix_(order, order)]
-            note = f"within {at.structure.within:+.2f}, between {at.structure.between:+.2f}"
-            drawn = matrix(f"{name}, T = {t:g}", shown, low=0, high=0.5, note=note, edges=edges)
-            panels.append(Panel(title=f"Teacher {name}, T = {t:g}", chart=drawn))
+            note = f"mean within groups (lines) {at.structure.within:+.2f}, between {at.structure.between:+.2f}"
+            title = f"Classes by the teacher {name}, T = {t:g}"
+            drawn = matrix(title, shown, low=0, high=0.5, what="correlation", note=note, edges=edges)
+            panels.append(Panel(title=title, chart=drawn))
     return panels
 
 

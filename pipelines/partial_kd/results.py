@@ -58,7 +58,7 @@ class TeacherTime:
 
     Attributes:
         teacher: whose store; dump: seconds the one dump took; bytes: of the store.
-        live: seconds the finished students and trials would have asked it, at the pace of its forward passes in the dump.
+        live: seconds the finished students and trials would have asked it, at the pace of its passes in the dump.
         bound: the dump was made before these were timed; `live` counts its start-up and writing too.
         readers: how many students and trials that was.
     """
@@ -141,6 +141,8 @@ def markdown(recipe: Recipe, found: GridResult) -> str:
     name = "perplexity" if words else "top-1, %"
     lines += [
         "",
+        f"On `{recipe.student.get('eval_split', 'test')}`:",
+        "",
         f"| method | settings | seeds | {name} | gain over ce [95 %] | NLL | ECE | agreement | median omega |",
     ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
@@ -176,24 +178,28 @@ def write_results(recipe: Recipe, found: GridResult, folder: Path) -> None:
 def plots(recipe: Recipe, rows: Sequence[Row]) -> list[Panel]:
     """Gains of every arm over ce, and the figure against k where several were tried."""
     panels, compared = [], [row for row in rows if row.gains]
+    words = any("perplexity" in one for row in rows for one in row.figures.values())
+    title = f"gain over ce [{'perplexity' if words else 'points'}]"
     if compared:
         intervals = [_interval(row) for row in compared]
         ends = [end for one in intervals for end in (*one.values, *(one.outer or ()), 0.0)]
         margin = max(0.05 * (max(ends) - min(ends)), 0.1)
-        axis = Axis(title="gain over ce [points]", low=min(ends) - margin, high=max(ends) + margin)
+        axis = Axis(title=title, low=min(ends) - margin, high=max(ends) + margin)
         chart = interval_chart("gain over ce by method", axis, intervals, guide=0.0)
-        panels.append(Panel(title="Gain over cross-entropy, same seeds", chart=chart))
+        panels.append(Panel(title="Gain over ce by seed, mean and 95 % interval", chart=chart))
     classes = load_card(recipe.dataset).num_classes
-    sweep = sorted((_k(row, classes), row) for row in rows if row.arm.teacher == MAIN and _in_sweep(row))
+    known = {_k(row, classes): row for row in rows if row.arm.teacher == MAIN and _in_sweep(row, classes)}
+    sweep = sorted(known.items())
     if len(sweep) > 2:
         series = _sweep_series([(k, row.gains) for k, row in sweep if row.gains])
         values = [value for _, row in sweep for value in row.gains.values()]
-        x = Axis(
-            title="classes kept (k)", low=min(k for k, _ in sweep), high=classes, log=True, ticks=[k for k, _ in sweep]
-        )
-        y = Axis(title="gain over ce [points]", low=min(*values, 0) - 0.2, high=max(values) + 0.2)
+        ticks = [k for k, _ in sweep]
+        x = Axis(title="classes kept (k)", low=ticks[0], high=ticks[-1], log=True, ticks=ticks)
+        room = 0.05 * (max(*values, 0) - min(*values, 0))
+        y = Axis(title=title, low=min(*values, 0) - room, high=max(values) + room)
         chart = line_chart("gain by k", x, y, [series])
-        panels.append(Panel(title="kd-topk by k (all classes: kd)", chart=chart))
+        whole = "; all classes: kd" if ticks[-1] == classes else ""
+        panels.append(Panel(title=f"kd-topk by k, mean and range of seeds{whole}", chart=chart))
     return panels
 
 
@@ -203,13 +209,12 @@ def _sweep_series(points: Sequence[tuple[int, Mapping[int, float]]]) -> Series:
     return Series(name="kd-topk", points=means, colour=colour_of(0), dots=True, band=band)
 
 
-def _in_sweep(row: Row) -> bool:
-    return row.arm.method == "kd-topk" or row.arm.name == "kd"
+def _in_sweep(row: Row, classes: int) -> bool:
+    """kd-topk, and kd where it reads all classes: of fewer its tail is another one."""
+    return row.arm.method == "kd-topk" or (row.arm.name == "kd" and _k(row, classes) == classes)
 
 
 def _k(row: Row, classes: int) -> int:
-    if row.arm.name == "kd":
-        return classes
     return int(next(iter(row.figures.values())).get("topk") or classes)
 
 

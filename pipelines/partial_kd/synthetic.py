@@ -21,7 +21,7 @@ from kdcache.parallel import GridResult, run_recipe
 from pipelines.partial_kd.cost import cost_of
 from pipelines.partial_kd.recipe import HERE, Recipe, load_recipe
 from pipelines.partial_kd.run import run
-from pipelines.partial_kd.synthetic_data import write_card, write_data
+from pipelines.partial_kd.synthetic_data import data_file, write_card, write_data
 from pipelines.partial_kd.synthetic_results import tables, write_results
 
 SIGMA, FOLDS, SEED = 5.0, 1, 0  # a teacher of 94 % without correlation and 63 % with most; no student above it
@@ -35,9 +35,10 @@ def load_recipes(scale: str, folder: Path) -> dict[float, Recipe]:
         folder: everything goes below it, each correlation in a folder of its own.
     """
     made = {}
+    share = _scale(scale)["share"]
     for tau2 in _scale(scale)["tau2"]:
         place = (folder / "synthetic" / scale / f"tau2-{tau2:g}").resolve()
-        loaded = load_recipe("synthetic", scale, data_root=place / "data.npz", folder=place)
+        loaded = load_recipe("synthetic", scale, data_root=data_file(place, share), folder=place)
         made[float(tau2)] = replace(loaded, folder=place, dataset=str(write_card(place, tau2)))
     return made
 

@@ -44,8 +44,13 @@ def write_card(folder: Path, tau2: float) -> Path:
     return card
 
 
+def data_file(folder: Path, share: float = 1.0) -> Path:
+    """Where a data set is; one of fewer rows is another file."""
+    return folder / ("data.npz" if share == 1 else f"data-{share:g}.npz")
+
+
 def write_data(folder: Path, tau2: float, *, sigma: float, folds: int, seed: int, share: float = 1.0) -> Path:
-    """Write one data set as `data.npz`, unless it is there; its path.
+    """Write one data set as `data_file` names it, unless it is there; its path.
 
     Args:
         folder: where it goes.
@@ -55,7 +60,7 @@ def write_data(folder: Path, tau2: float, *, sigma: float, folds: int, seed: int
         seed: of everything.
         share: part of the rows of every split, for trials.
     """
-    data = folder / "data.npz"
+    data = data_file(folder, share)
     if data.is_file():
         return data
     folder.mkdir(parents=True, exist_ok=True)

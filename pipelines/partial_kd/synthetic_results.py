@@ -83,7 +83,7 @@ def plots(done: Done) -> list[Panel]:
         y = Axis(title=f"gain over {base} [points]", low=min(ends) - margin, high=max(ends) + margin)
         chart = line_chart(f"gain over {base} against correlation", x, y, series)
         legend = [(one.name, one.colour) for one in series]
-        panels.append(Panel(title=f"Gain over {base}, same seeds", chart=chart, legend=legend))
+        panels.append(Panel(title=f"Gain over {base} by seed, mean and 95 % interval", chart=chart, legend=legend))
     return panels
 
 

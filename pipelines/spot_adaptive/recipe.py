@@ -13,6 +13,7 @@ from typing import Any
 from kdcache.dump import DumpConfig, dump_teacher
 from kdcache.parallel import Cell
 from kdcache.teacher_training import TeacherConfig, train_teacher
+from pipelines.earlier import made_at
 from pipelines.spot_adaptive.half_size import write_half_size
 from pipelines.spot_adaptive.sakd import BASELINES
 from pipelines.spot_adaptive.training import StudentConfig, train_student
@@ -96,10 +97,14 @@ class Recipe:
                     yield self._student(method, control, seed, live_teacher=str(self._weights))
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """What is finished, by name as in `cells`, live students too; runs nothing."""
-        places = {name: Path(student.out) / "result.json" for name, student in self.students(live=True)}
-        places = {TEACHER: self.folder / TEACHER / "result.json", DUMP: self.folder / "store.zarr.dump.json", **places}
-        return {name: json.loads(path.read_text()) for name, path in places.items() if path.is_file()}
+        """What is finished, by name as in `cells`, live students too, none of other settings; runs nothing."""
+        places = {TEACHER: self.folder / TEACHER / "result.json", DUMP: self.folder / "store.zarr.dump.json"}
+        found = {name: json.loads(path.read_text()) for name, path in places.items() if path.is_file()}
+        for name, student in self.students(live=True):
+            path = Path(student.out) / "result.json"
+            if path.is_file() and student.is_of(result := json.loads(path.read_text())):
+                found[name] = result
+        return found
 
     @property
     def _weights(self) -> Path:
@@ -149,14 +154,16 @@ def load_recipe(
 
 def run_teacher(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Train the teacher; `arguments` are those of `TeacherConfig`."""
-    trained = train_teacher(TeacherConfig(**_with_root(arguments), resume=True))
+    config = TeacherConfig(**_with_root(arguments), resume=True)
+    trained = made_at(arguments["out"], lambda: train_teacher(config))
     names = ("accuracy", "nll", "seconds", "parameters", "model", "epochs")
     return {"weights": str(trained.weights), **{name: trained.figures[name] for name in names}}
 
 
 def run_dump(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Dump the teacher once; `arguments` are those of `DumpConfig`. What it took is kept beside the store."""
-    dumped = dump_teacher(DumpConfig(**_with_root(arguments)))
+    config = DumpConfig(**_with_root(arguments))
+    dumped = made_at(config.out, lambda: dump_teacher(config))
     record = Path(f"{dumped.store}.dump.json")
     if not dumped.reused:
         figures = {"rows_written": dumped.rows_written, "seconds": dumped.seconds, "top1": dumped.quality["top1"]}
@@ -168,7 +175,8 @@ def run_dump(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_student(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Train one student; `arguments` are those of `StudentConfig`."""
-    return train_student(StudentConfig(**arguments))
+    config = StudentConfig(**arguments)
+    return made_at(config.out, lambda: train_student(config))
 
 
 def _with_root(arguments: Mapping[str, Any]) -> dict[str, Any]:

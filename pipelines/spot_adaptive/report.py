@@ -223,7 +223,7 @@ def time_table(results: Mapping[str, Result]) -> str:
         lines += [
             f"| dumped once | {dump['seconds']:.0f} s for {dump['rows_written']:,} rows and views |",
             f"| read by {len(used)} students | {views:,} rows and views |",
-            f"| teacher time saved | {most}{per_row * views - dump['seconds']:.0f} s: its forward passes less the dump |",
+            f"| teacher time saved | {most}{per_row * views - dump['seconds']:.0f} s of forward passes less the dump |",
         ]
     for control in CONTROLS:
         seconds = [r["seconds"] for r in students if r["control"] == control and r["method"] not in BASELINES]

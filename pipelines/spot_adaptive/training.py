@@ -81,6 +81,13 @@ class StudentConfig:
             return "sakd"
         return "sakd-live" if self.live_teacher else "sakd-prefix"
 
+    def is_of(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result.json is of this request, as far as a grid can be edited."""
+        training = result.get("training", {})
+        ran = {**result, **{name: training.get(name) for name in ("epochs", "batch_size", "lr")}}
+        names = ("student", "epochs", "batch_size", "lr", "negatives", "eval_split")
+        return all(ran.get(name) == getattr(self, name) for name in names)
+
     def distill_config(self) -> DistillConfig:
         """The same request to the plan of `distill`; ce there, because the loss is ours."""
         return DistillConfig(

@@ -17,6 +17,7 @@ from kdcache.errors import NumericError
 from kdcache.parallel import Cell
 from kdcache.store.info import describe
 from kdcache.teacher_training import TeacherConfig, train_teacher
+from pipelines.earlier import made_at
 from pipelines.teacher_sweep.metrics import label_doubt, similarity_metrics
 from pipelines.teacher_sweep.permuted import write_permuted
 from pipelines.teacher_sweep.selector import Row, under_test
@@ -48,7 +49,8 @@ def small_work(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def teacher_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train the teachers of one batch size, or continue; validation accuracy by kept epoch."""
-    trained = train_teacher(TeacherConfig(resume=True, **{**settings, **_root(settings)}))
+    config = TeacherConfig(resume=True, **{**settings, **_root(settings)})
+    trained = made_at(settings["out"], lambda: train_teacher(config))
     return {
         "seconds": trained.figures["seconds"],
         "val_accuracy": {str(line["epoch"]): line["test_top1"] for line in _evaluations(trained.folder)},
@@ -57,7 +59,8 @@ def teacher_work(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def store_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Ask one teacher once; what it cost, and how good it is on the rows students train on."""
-    made = dump_teacher(DumpConfig(**{**settings, **_root(settings)}))
+    config = DumpConfig(**{**settings, **_root(settings)})
+    made = made_at(config.out, lambda: dump_teacher(config))
     facts = describe(made.store)
     return {
         "seconds": made.seconds,
@@ -79,12 +82,14 @@ def metrics_work(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def permuted_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Write the control of a store."""
-    return {"store": write_permuted(settings["store"], settings["out"], seed=settings["seed"])}
+    store, out, seed = settings["store"], settings["out"], settings["seed"]
+    return {"store": made_at(out, lambda: write_permuted(store, out, seed=seed))}
 
 
 def student_work(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train a student, or continue; its figures."""
-    figures = distill(DistillConfig(resume=True, **{**settings, **_root(settings)})).figures
+    config = DistillConfig(resume=True, **{**settings, **_root(settings)})
+    figures = made_at(settings["out"], lambda: distill(config)).figures
     return {name: figures[name] for name in KEPT if name in figures}
 
 

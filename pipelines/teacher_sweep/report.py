@@ -262,13 +262,14 @@ def _hypothesis(found: Findings) -> list[str]:
 
 def _saved(sweep: Sweep, grid: GridResult, found: Findings) -> list[str]:
     stores = [grid.results[f"store-{one.name}"] for one in sweep.teachers]
-    alone = [store.get("teacher_seconds") or store["seconds"] for store in stores]  # of a store made before it was timed
+    # A store made before forward passes were timed says what start-up and writing took too.
+    alone = [store.get("teacher_seconds") or store["seconds"] for store in stores]
     most = "" if all(store.get("teacher_seconds") for store in stores) else "at most "
     size, rows = (sum(int(store[key]) for store in stores) for key in ("bytes", "rows"))
     live = found.asked * statistics.fmean(alone)
     return [
         f"Teacher time: {len(stores)} dumps, one for each teacher, {found.dump_seconds:.0f} s in all, of which "
-        f"{most}{sum(alone):.1f} s in the teachers' forward passes ({size / 1e6:.1f} MB, {size / rows:.0f} bytes a row). "
+        f"{most}{sum(alone):.1f} s in their forward passes ({size / 1e6:.1f} MB, {size / rows:.0f} bytes a row). "
         f"The students' epochs would have asked a live teacher {found.asked} times for all rows, {most}{live / 60:.1f} "
         f"minutes of forward passes; saved: {most}{(live - found.dump_seconds) / 60:.1f} minutes. Training: "
         f"teachers {found.teacher_seconds / 60:.1f} minutes, students {found.student_seconds / 60:.1f}.",

@@ -77,13 +77,18 @@ class Sweep:
     def data(self) -> dict[str, Any]:
         """Data set and root, as `TeacherConfig`, `DumpConfig` and `DistillConfig` take them."""
         if self.small:
-            return {"dataset": "npz", "data_root": str(self.folder / "data.npz")}
+            return {"dataset": "npz", "data_root": str(self._small_file)}
         return {"dataset": self.dataset, "data_root": None if self.data_root is None else str(self.data_root)}
 
     def small_settings(self) -> dict[str, Any]:
         """Of `shrink.write_small`."""
         root = None if self.data_root is None else str(self.data_root)
-        return {"dataset": self.dataset, "data_root": root, "out": str(self.folder / "data.npz"), **self.small}
+        return {"dataset": self.dataset, "data_root": root, "out": str(self._small_file), **self.small}
+
+    @property
+    def _small_file(self) -> Path:
+        """The smaller data set; of other settings another file."""
+        return self.folder / f"data-{self.small['side']}-{self.small['val_per_class']}.npz"
 
     def teacher_settings(self, batch_size: int) -> dict[str, Any]:
         """`TeacherConfig` of one run. The rate grows with the root of the batch; by default it is constant over the

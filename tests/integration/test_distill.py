@@ -277,7 +277,9 @@ def test_a_student_that_diverged_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert run(["dump-teacher", "--out", str(tmp_path / "s")]) == 0
     words = ["distill", "--store", str(tmp_path / "s"), "--method", "ce", "--epochs", "1", "--out"]
     capsys.readouterr()
-    assert run([*words, str(tmp_path / "good")]) == 0
-    assert "worse than guessing" not in capsys.readouterr().err
+    assert run([*words, str(tmp_path / "good"), "--eval-split", "val"]) == 0
+    said = capsys.readouterr().err
+    assert "worse than guessing" not in said
+    assert ", val top-1 " in said, "the epoch's line names other rows than it was evaluated on"
     assert run([*words, str(tmp_path / "bad"), "--lr", "30"]) == 0
     assert "worse than guessing" in capsys.readouterr().err

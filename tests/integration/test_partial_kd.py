@@ -24,7 +24,7 @@ from pipelines.partial_kd.cells import chosen_settings, student_cells, teacher_c
 from pipelines.partial_kd.cost import cost_of, forward_operations
 from pipelines.partial_kd.diagnosis import COARSE, correlations, diagnose, structure_of
 from pipelines.partial_kd.recipe import MAIN, Recipe, load_recipe
-from pipelines.partial_kd.results import markdown, rows_of, teacher_times, write_results
+from pipelines.partial_kd.results import markdown, plots, rows_of, teacher_times, write_results
 from tests.small_store import NUM_CLASSES, small_source, write_small_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +162,17 @@ def test_operations_are_those_of_the_published_networks() -> None:
     assert forward_operations("torchvision:resnet18", card) == pytest.approx(2 * 1.81e9, rel=0.01)
     # an LSTM layer of width w has 8 w^2 weights, the head w K; the embedding is looked up
     assert forward_operations("lstm-100", load_card("ptb")) == 2 * (8 * 100**2 + 100 * 10_000)
+
+
+def test_perplexity_is_not_drawn_as_points_nor_a_part_of_the_classes_as_all(tmp_path: Path) -> None:
+    recipe = _recipe("ptb", folder=tmp_path)
+    results = {}
+    for arm, topk in {"ce": None, "kd": 64, "kd-topk": 10, "kd-topk-2": 2, "kd-topk-64": 64}.items():
+        results[f"{arm}-seed0"] = _student(0.1, perplexity=500.0 - len(arm), topk=topk)
+    gains, sweep = plots(recipe, rows_of(recipe, _grid(results)))
+    assert "gain over ce [perplexity]" in gains.chart
+    assert sweep.title == "kd-topk by k, mean and range of seeds", "kd reads 64 of 10,000 classes here"
+    assert sweep.chart.count("<circle") == 3
 
 
 def test_cost_of_data_whose_card_says_neither_classes_nor_shape(tmp_path: Path) -> None:

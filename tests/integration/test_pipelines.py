@@ -121,9 +121,10 @@ def test_classes_of_a_group_have_the_stated_cosine(tau2: float) -> None:
 
 def test_synthetic_data_is_a_function_of_its_arguments(tmp_path: Path) -> None:
     arguments = {"sigma": 5.0, "folds": 1, "seed": 0, "share": 0.02}
-    for name in ("a", "b"):
-        write_data(tmp_path / name, 0.4, **arguments)  # type: ignore[arg-type]
-    write_data(tmp_path / "c", 0.4, **{**arguments, "seed": 1})  # type: ignore[arg-type]
-    one, two, other = (np.load(tmp_path / name / "data.npz") for name in "abc")
+    seeds = {"a": 0, "b": 0, "c": 1}
+    files = [write_data(tmp_path / name, 0.4, **{**arguments, "seed": seed}) for name, seed in seeds.items()]  # type: ignore[arg-type]
+    one, two, other = map(np.load, files)
     assert all(np.array_equal(one[key], two[key]) for key in one)
     assert not np.array_equal(one["train_inputs"], other["train_inputs"])
+    more = write_data(tmp_path / "a", 0.4, **{**arguments, "share": 0.03})  # type: ignore[arg-type]
+    assert len(np.load(more)["train_labels"]) > len(one["train_labels"]), "an edited share found the old data"

@@ -25,8 +25,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TeacherConfig:
     return TeacherConfig(dataset=str(card), model="mlp-32", epochs=8, lr=0.1, batch_size=32, seed=1, out="teacher")
 
 
-def test_a_teacher_is_a_weights_file_for_dump_teacher(config: TeacherConfig) -> None:
+def test_a_teacher_is_a_weights_file_for_dump_teacher(
+    config: TeacherConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = train_teacher(config)
+    assert f", {result.figures['eval_split']} top-1 " in capsys.readouterr().err
     assert result.figures["accuracy"] > 0.5
     training = read_weights(result.weights).info.training
     assert (training["model"], training["method"], training["training"]["seed"]) == ("mlp-32", "ce", 1)

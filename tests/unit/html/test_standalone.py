@@ -33,7 +33,7 @@ def _panels() -> list[Panel]:
     return [
         Panel(title="lines", chart=line_chart("l", AXIS, AXIS, lines), legend=legend),
         Panel(title="gains & losses", chart=interval_chart("i", AXIS, intervals, guide=0)),
-        Panel(title="classes", chart=matrix("m", np.eye(4), low=0, high=1, note="groups of 2", edges=[2])),
+        Panel(title="classes", chart=matrix("m", np.eye(4), low=0, high=1, what="r", note="groups of 2", edges=[2])),
     ]
 
 
@@ -46,6 +46,23 @@ def test_a_file_is_well_formed_and_needs_no_page() -> None:
     assert not re.search(r"var\(|color-mix|data-tip|tabindex|class=\"hit\"|<script", text)
     assert set(re.findall(r"color:(#\w+)", text)) >= {COLOURS["--c2"], COLOURS["--cold"], COLOURS["--warm"]}
     assert text == svg_file(_panels(), columns=2)
+
+
+def test_legends_leave_room_for_wide_letters() -> None:
+    names = ["main", "smoothed", "sure", "a-longer-name", "kd-topk-25"]
+    chart = line_chart(
+        "l", AXIS, AXIS, [Series(name=name, points=[(1, 0), (2, 1)], colour="#000000") for name in names]
+    )
+    root = ElementTree.fromstring(
+        svg_file([Panel(title="t", chart=chart, legend=[(name, "#000000") for name in names])])
+    )
+    texts = {
+        text.text: (float(text.attrib["x"]), float(text.attrib["y"])) for text in root.iter() if text.text in names
+    }
+    for name, (x, y) in texts.items():
+        end = x + 7.2 * len(name)  # DejaVu Sans, the widest of the fonts named
+        assert all(other - 23 > end for other, line in texts.values() if line == y and other > x)
+        assert end < WIDTH + 24
 
 
 def test_panels_fill_rows_and_stay_inside_the_file() -> None:

@@ -49,6 +49,12 @@ def test_marked_cells_have_a_frame(marked: list[tuple[int, int]]) -> None:
     assert _grid([[1.0, 2.0]], marked=marked).count("fill:none") == len(marked)
 
 
+def test_the_rows_title_stands_above_the_rows_not_among_the_columns() -> None:
+    places = re.findall(r'y="([0-9.]+)"[^>]*>(rows|columns|0)<', _grid([[1.0], [2.0]]))
+    height = {words: float(y) for y, words in reversed(places)}
+    assert height["rows"] < height["0"] < height["columns"]
+
+
 def test_a_grid_goes_into_a_file_of_its_own() -> None:
     document = svg_file(
         [Panel(title="a & b", chart=value_grid("x", ["<r>"], ["c"], [[1.5]], row_title="r", column_title="c"))]

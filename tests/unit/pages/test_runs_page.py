@@ -41,7 +41,7 @@ def test_methods_curves_and_calibration_of_runs_are_drawn(tmp_path: Path) -> Non
     source = runs_page([tmp_path])
     found = read(source)
     assert _anchors(source) == {"methods", "training", "calibration", "runs", "setting"}
-    for part in ("86.00%", "+4.00", "Test accuracy", "Training loss"):
+    for part in ("86.00%", "+4.00", f"Accuracy on {SHARED['eval_split']}", "Training loss"):
         assert part in found.words
     assert "Agreement" not in found.words  # no run measured it
     tips = [dict(attributes).get("data-tip") or "" for _, attributes in found.tags]
