@@ -1,11 +1,13 @@
 """What a teacher's store can give a student: confidence per example, and relations between classes. No teacher is run.
 
+    python -m pipelines.partial_kd.diagnosis STORE [STORE ...] [--groups FILE] [--results DIR]
     python -m pipelines.partial_kd.diagnosis [--data cifar100] [--scale cpu] [--folder DIR] [--results DIR]
 
-For every teacher of a recipe, from its store alone: gradient rescaling at the start of training (a student that knows
-nothing, q = 1/K) over the examples, and the correlation over examples of the probabilities of two classes, at several
-temperatures. CIFAR-100's 20 coarse classes, which no model was told of, say whether a relation is a real one. With them
-go, from the finished students, the rescaling that was measured while they trained.
+Of any store: kd's gradient rescaling at the start of training (a student that knows nothing, q = 1/K) over the
+examples, and that of the other methods; where all classes are kept, also the correlation over examples of the
+probabilities of two classes; at several temperatures. FILE names the group of each class, one a line: it says whether a
+relation is a real one (CIFAR-100's 20 coarse classes, which no model was told of, are known). Without STORE those of a
+finished recipe are read, and with them the rescaling that was measured while its students trained.
 """
 
 from __future__ import annotations
@@ -14,25 +16,19 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
-from kdcache.errors import IncompatibleError
+from kdcache.errors import NotFoundError
 from kdcache.html.axes import Axis, colour_of
 from kdcache.html.charts import Series, line_chart
 from kdcache.html.standalone import Panel, matrix, svg_file
 from kdcache.loader.target_store import TargetStore, open_store
-from kdcache.targets.rescaling import gradient_rescaling
+from kdcache.parallel import run_recipe
+from pipelines.partial_kd.opinion import SHOWN, Diagnosis, diagnose
 from pipelines.partial_kd.recipe import MAIN, Recipe, load_recipe
 
-TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-ALPHA = 0.9
 # Coarse class of each of CIFAR-100's 100 fine classes, in the order of their labels (Krizhevsky 2009, coarse_labels).
 COARSE = (
     4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
@@ -42,150 +38,25 @@ COARSE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Structure:
-    """How much of a known grouping of the classes is in a matrix of their relations.
-
-    Attributes:
-        within: mean relation of two classes of one group; between: of two groups.
-        separation: standard deviations (of all pairs) between these two means.
-        neighbours: share of each class's nearest classes (as many as its group has others) that are of its group.
-        chance: what `neighbours` would be for random relations.
-    """
-
-    within: float
-    between: float
-    separation: float
-    neighbours: float
-    chance: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtTemperature:
-    """A teacher's opinion of its rows at one temperature.
-
-    Attributes:
-        confidence: mean p_y^T.
-        omega_mean, omega_sd: gradient rescaling over rows, for a student that knows nothing, at alpha = 0.9.
-        omega_low, omega_high: its 5th and 95th percentile.
-        correlations: (K, K) Pearson correlation over rows of the probabilities of two classes.
-        structure: of these correlations.
-    """
-
-    confidence: float
-    omega_mean: float
-    omega_sd: float
-    omega_low: float
-    omega_high: float
-    correlations: NDArray[np.float64]
-    structure: Structure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """One teacher.
-
-    Attributes:
-        top1, nll: on the store's rows.
-        sure: share of rows whose best class has more than 0.9.
-        at: by temperature.
-        weights: structure of the cosines of the last layer's rows; None where the store keeps no weights.
-    """
-
-    top1: float
-    nll: float
-    sure: float
-    at: Mapping[float, AtTemperature]
-    weights: Structure | None
-
-
-def diagnose(store: TargetStore, groups: Sequence[int], *, temperatures: Sequence[float] = TEMPERATURES) -> Diagnosis:
-    """Everything above, of one store.
-
-    Args:
-        store: holds all K classes of every row.
-        groups: (K,) group of every class.
-        temperatures: T.
-
-    Raises:
-        IncompatibleError: the store keeps fewer than K classes.
-    """
-    log_prob, labels = dense_log_probs(store)
-    best, index = log_prob.max(dim=1)
-    weight = store.class_weight
-    unit = None if weight is None else functional.normalize(weight.double(), dim=1)
-    return Diagnosis(
-        top1=float((index == labels).double().mean()),
-        nll=-float(log_prob.gather(1, labels[:, None]).double().mean()),
-        sure=float((best.exp() > 0.9).double().mean()),
-        at={t: _at(store, log_prob, labels, groups, t) for t in temperatures},
-        weights=None if unit is None else structure_of((unit @ unit.T).numpy(), groups),
-    )
-
-
-def dense_log_probs(store: TargetStore) -> tuple[Tensor, Tensor]:
-    """Log p (V N, K) float32 and labels (V N,) of all views of a store of all classes.
-
-    Raises:
-        IncompatibleError: it keeps fewer than K classes.
-    """
-    if store.topk < store.num_classes:
-        raise IncompatibleError(
-            f"{store.location}: keeps {store.topk} of {store.num_classes} classes; the diagnosis needs all of them",
-            hint="kdcache dump-teacher --topk all",
-        )
-    log_probs, labels = [], []
-    for view in range(store.num_views):
-        for targets in store.batches(view=view):
-            log_probs.append(torch.empty(len(targets), store.num_classes).scatter_(1, targets.index, targets.log_prob))
-            labels.append(targets.label)
-    return torch.cat(log_probs), torch.cat(labels)
-
-
-def correlations(prob: Tensor) -> NDArray[np.float64]:
-    """(K, K) Pearson correlation of the columns of (N, K), float64; 0 where a column is constant."""
-    centred = prob.double() - prob.double().mean(dim=0)
-    scale = centred.norm(dim=0).clamp(min=1e-300)
-    found: NDArray[np.float64] = ((centred.T @ centred) / scale[:, None] / scale).numpy()
-    return found
-
-
-def structure_of(relations: NDArray[np.floating], groups: Sequence[int]) -> Structure:
-    """How much of a grouping is in (K, K) relations; groups of one class are left out."""
-    group = np.asarray(groups)
-    other = ~np.eye(len(group), dtype=bool)
-    same = (group[:, None] == group) & other
-    pairs = relations[other]
-    within, between = float(relations[same].mean()), float(relations[other & ~same].mean())
-    order = np.argsort(-np.where(other, relations, -np.inf), axis=1, kind="stable")
-    found, expected = [], []
-    for i, companions in enumerate(same.sum(axis=1)):
-        if companions:
-            found.append(float(same[i, order[i, :companions]].mean()))
-            expected.append(companions / (len(group) - 1))
-    return Structure(
-        within=within,
-        between=between,
-        separation=(within - between) / max(float(pairs.std()), 1e-300),
-        neighbours=float(np.mean(found)),
-        chance=float(np.mean(expected)),
-    )
-
-
 def table(found: Mapping[str, Diagnosis]) -> str:
     """Teachers side by side, in Markdown."""
     lines = [
-        "| teacher | T | mean p_y | omega, mean ± sd (5 % to 95 %) | correlation within coarse classes | between "
-        "| separation, sd | nearest 4 of the same coarse class |",
+        "| teacher | T | mean p_y | omega, mean ± sd (5 % to 95 %) | correlation within groups | between "
+        "| separation, sd | nearest classes of the same group |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
         for t, at in one.at.items():
             s = at.structure
+            related = (
+                "- | - | - | -"
+                if s is None
+                else f"{s.within:+.3f} | {s.between:+.3f} | {s.separation:.2f} "
+                f"| {s.neighbours:.1%} (chance {s.chance:.1%})"
+            )
             lines.append(
                 f"| {name} | {t:g} | {at.confidence:.3f} | {at.omega_mean:.2f} ± {at.omega_sd:.2f} "
-                f"({at.omega_low:.2f} to {at.omega_high:.2f}) | {s.within:+.3f} | {s.between:+.3f} "
-                f"| {s.separation:.2f} | {s.neighbours:.1%} (chance {s.chance:.1%}) |"
+                f"({at.omega_low:.2f} to {at.omega_high:.2f}) | {related} |"
             )
     lines += [
         "",
@@ -194,22 +65,41 @@ def table(found: Mapping[str, Diagnosis]) -> str:
     lines.append("|---|---|---|---|---|")
     for name, one in found.items():
         w = one.weights
-        cosines = "-" if w is None else f"{w.within:+.3f}, {w.between:+.3f} ({w.neighbours:.1%} of nearest 4)"
+        cosines = "-" if w is None else f"{w.within:+.3f}, {w.between:+.3f} ({w.neighbours:.1%} of nearest)"
         lines.append(f"| {name} | {one.top1:.1%} | {one.nll:.3f} | {one.sure:.1%} | {cosines} |")
     return "\n".join(lines) + "\n"
 
 
-def heat_maps(found: Mapping[str, Diagnosis], groups: Sequence[int], *, temperatures: Sequence[float]) -> list[Panel]:
-    """Correlation matrices, classes in the order of their groups: a row of panels for every teacher."""
-    order = np.argsort(np.asarray(groups), kind="stable")
-    edges = [int(i) for i in np.flatnonzero(np.diff(np.asarray(groups)[order])) + 1]
+def methods_table(found: Mapping[str, Diagnosis]) -> str:
+    """Rescaling at the start of training by every method, in Markdown; methods without a T stand once."""
+    columns = ("mean", "p5", "p25", "p50", "p75", "p95", "confidence_correlation")
+    lines = ["| teacher | method | T | omega, mean | 5 % | 25 % | 50 % | 75 % | 95 % | correlation with p_y |"]
+    lines.append("|---" * 10 + "|")
+    for name, one in found.items():
+        for method, at in one.methods.items():
+            for t, figures in at.items():
+                values = " | ".join(f"{figures[f'omega_{column}']:.2f}" for column in columns)
+                lines.append(f"| {name} | {method} | {f'{t:g}' if len(at) > 1 else '-'} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def heat_maps(
+    found: Mapping[str, Diagnosis], groups: Sequence[int] | None, *, temperatures: Sequence[float]
+) -> list[Panel]:
+    """Correlation matrices, classes in the order of their groups: a row of panels for every teacher that has them."""
     panels = []
     for name, one in found.items():
         for t in temperatures:
-            at = one.at[t]
-            shown = at.correlations[np.ix_(order, order)]
-            note = f"mean within groups (lines) {at.structure.within:+.2f}, between {at.structure.between:+.2f}"
+            related, structure = one.at[t].correlations, one.at[t].structure
+            if related is None:
+                continue
+            order = np.arange(len(related)) if groups is None else np.argsort(np.asarray(groups), kind="stable")
+            edges, note = [], "classes in the order of their labels"
+            if groups is not None and structure is not None:
+                edges = [int(i) for i in np.flatnonzero(np.diff(np.asarray(groups)[order])) + 1]
+                note = f"mean within groups (lines) {structure.within:+.2f}, between {structure.between:+.2f}"
             title = f"Classes by the teacher {name}, T = {t:g}"
+            shown = related[np.ix_(order, order)]
             drawn = matrix(title, shown, low=0, high=0.5, what="correlation", note=note, edges=edges)
             panels.append(Panel(title=title, chart=drawn))
     return panels
@@ -275,48 +165,61 @@ def _panel(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Panel:
     return Panel(title=title, chart=line_chart(title, x, y, series), legend=legend)
 
 
-def _at(store: TargetStore, log_prob: Tensor, labels: Tensor, groups: Sequence[int], t: float) -> AtTemperature:
-    prob = torch.softmax(log_prob / t, dim=1)
-    omegas = []
-    for view in range(store.num_views):
-        for targets in store.batches(view=view):
-            blank = torch.zeros(len(targets), store.num_classes)
-            omegas.append(gradient_rescaling(blank, targets, temperature=t, alpha=ALPHA))
-    omega = torch.cat(omegas).double()
-    low, high = torch.quantile(omega, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
-    related = correlations(prob)
-    return AtTemperature(
-        confidence=float(prob.gather(1, labels[:, None]).double().mean()),
-        omega_mean=float(omega.mean()),
-        omega_sd=float(omega.std()),
-        omega_low=low,
-        omega_high=high,
-        correlations=related,
-        structure=structure_of(related, groups),
-    )
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar100", choices=("cifar100",), help="whose coarse classes are known")
+    parser.add_argument("stores", nargs="*", metavar="STORE", help="sealed stores; without any: those of a recipe")
+    parser.add_argument("--groups", type=Path, default=None, metavar="FILE", help="the group of each class, one a line")
+    parser.add_argument("--data", default="cifar100", choices=("cifar100", "imagenet", "ptb"))
     parser.add_argument("--scale", default="cpu", choices=("smoke", "cpu", "paper"))
     parser.add_argument("--folder", type=Path, default=Path("runs") / "partial_kd")
-    parser.add_argument("--results", type=Path, default=None, metavar="DIR", help="write table and plots here")
+    parser.add_argument("--results", type=Path, default=None, metavar="DIR", help="write tables and plots here")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.data, arguments.scale, data_root=None, folder=arguments.folder)
-    stores = {name: recipe.store(name) for name in recipe.teachers if recipe.store(name).exists()}
-    found = {name: diagnose(open_store(place), COARSE) for name, place in stores.items()}
-    text = table(found) + "\n" + measured_table(recipe)
+    run_recipe(lambda: _carry_out(arguments))
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
+    recipe = None
+    if arguments.stores:
+        stores = {Path(place).name.removesuffix(".zarr"): open_store(place) for place in arguments.stores}
+        stem = "diagnosis"
+    else:
+        recipe = load_recipe(arguments.data, arguments.scale, data_root=None, folder=arguments.folder)
+        places = {name: recipe.store(name) for name in recipe.teachers}
+        stores = {name: open_store(place) for name, place in places.items() if place.exists()}
+        stem = f"partial_kd-{recipe.name}-diagnosis"
+        if not stores:
+            raise NotFoundError(
+                f"{recipe.folder}: no store of the recipe is there",
+                hint=f"python -m pipelines.partial_kd.run --data {arguments.data} --scale {arguments.scale}, or name a "
+                "store",
+            )
+    groups = _groups(arguments.groups, list(stores.values()))
+    found = {name: diagnose(store, groups) for name, store in stores.items()}
+    text = table(found) + "\n" + methods_table(found) + ("" if recipe is None else "\n" + measured_table(recipe))
     print(text)
     if arguments.results is not None:
         arguments.results.mkdir(parents=True, exist_ok=True)
-        name = arguments.results / f"partial_kd-{recipe.name}-diagnosis"
+        name = arguments.results / stem
         name.with_suffix(".table.md").write_text(text)
-        maps = heat_maps(found, COARSE, temperatures=(1.0, 4.0))
-        name.with_suffix(".classes.svg").write_text(svg_file(maps, columns=2))
-        plots = rescaling_plots(found, measured_rescaling(recipe))
+        maps = heat_maps(found, groups, temperatures=SHOWN)
+        if maps:
+            name.with_suffix(".classes.svg").write_text(svg_file(maps, columns=2))
+        plots = rescaling_plots(found, {} if recipe is None else measured_rescaling(recipe))
         name.with_suffix(".rescaling.svg").write_text(svg_file(plots, columns=2))
+    return 0
+
+
+def _groups(file: Path | None, stores: Sequence[TargetStore]) -> Sequence[int] | None:
+    """Groups of the classes as numbers: from a file, or CIFAR-100's."""
+    if file is not None:
+        if not file.is_file():
+            raise NotFoundError(f"{file}: no such file", hint="the group of each class, one a line, in label order")
+        names = file.read_text(encoding="utf-8").split("\n")
+        known: dict[str, int] = {}
+        return [known.setdefault(name.strip(), len(known)) for name in names if name.strip()]
+    cards = {store.manifest.dataset.card for store in stores}
+    return COARSE if cards == {"cifar100"} else None
 
 
 if __name__ == "__main__":

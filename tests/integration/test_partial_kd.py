@@ -22,7 +22,8 @@ from kdcache.parallel import GridResult
 from pipelines.partial_kd import recipe as recipes
 from pipelines.partial_kd.cells import chosen_settings, student_cells, teacher_cells, trial_cells
 from pipelines.partial_kd.cost import cost_of, forward_operations
-from pipelines.partial_kd.diagnosis import COARSE, correlations, diagnose, structure_of
+from pipelines.partial_kd.diagnosis import COARSE
+from pipelines.partial_kd.opinion import ALPHA, CorrelationSums, diagnose, structure_of
 from pipelines.partial_kd.recipe import MAIN, Recipe, load_recipe
 from pipelines.partial_kd.results import markdown, plots, rows_of, teacher_times, write_results
 from tests.small_store import NUM_CLASSES, small_source, write_small_store
@@ -187,12 +188,19 @@ def test_cost_of_data_whose_card_says_neither_classes_nor_shape(tmp_path: Path) 
         cost_of(replace(recipe, data_root=tmp_path / "nowhere.npz"))
 
 
-def test_correlations_are_pearsons() -> None:
+def test_correlations_are_pearsons_in_whatever_batches_rows_come() -> None:
     values = np.random.default_rng(0).dirichlet(np.ones(6), size=200)
-    found = correlations(torch.from_numpy(values))
-    assert np.allclose(found, np.corrcoef(values, rowvar=False))
-    values[:, 2] = 0.25
-    assert (correlations(torch.from_numpy(values))[2] == 0).all()
+    for constant in (False, True):
+        if constant:
+            values[:, 2] = 0.25
+        sums = CorrelationSums(6)
+        for start in range(0, 200, 70):
+            sums.add(torch.from_numpy(values[start : start + 70]))
+        found = sums.result()
+        if constant:
+            assert (found[2] == 0).all()
+        else:
+            assert np.allclose(found, np.corrcoef(values, rowvar=False))
 
 
 def test_structure_is_all_of_a_grouping_that_is_there_and_chance_of_one_that_is_not() -> None:
@@ -219,8 +227,43 @@ def test_a_diagnosis_is_read_from_a_store_of_all_classes(tmp_path: Path) -> None
     assert found.at[4.0].omega_sd == pytest.approx(float(omega.std()), rel=2e-2)
     assert found.at[4.0].correlations == pytest.approx(np.corrcoef(prob.numpy(), rowvar=False), abs=5e-3)
     few = write_small_store(tmp_path / "few", source, topk=3)
-    with pytest.raises(IncompatibleError, match="needs all of them"):
-        diagnose(kdcache.open_store(few.path), groups)
+    less = diagnose(kdcache.open_store(few.path), groups, temperatures=(1.0,))
+    assert less.at[1.0].correlations is None
+    assert less.at[1.0].omega_mean == pytest.approx(found.at[1.0].omega_mean, abs=2e-3)
+    with pytest.raises(IncompatibleError, match="the groups name 3"):
+        diagnose(kdcache.open_store(few.path), [0, 0, 1])
+
+
+def test_rescaling_of_every_method_is_its_closed_form_where_there_is_one(tmp_path: Path) -> None:
+    source = small_source(300)
+    small = write_small_store(tmp_path / "all", source, topk=NUM_CLASSES, precision="exact")
+    found = diagnose(kdcache.open_store(small.path), temperatures=(1.0, 4.0))
+    k = NUM_CLASSES
+    for t in (1.0, 4.0):
+        own = (small.logits / t).softmax(dim=1)[torch.arange(300), torch.tensor(source.labels)].double()
+        omega = (1 - ALPHA) + ALPHA * t * (own - 1 / k) / (1 - 1 / k)
+        for method in ("kd", "kd-pt"):  # METHODS section 2: the same factor
+            assert found.methods[method][t]["omega_mean"] == pytest.approx(float(omega.mean()), abs=3e-3), method
+            assert found.methods[method][t]["omega_confidence_correlation"] == pytest.approx(1.0, abs=1e-3)
+        assert found.at[t].omega_mean == pytest.approx(found.methods["kd"][t]["omega_mean"], abs=1e-3)
+    (ls,) = found.methods["ls"].values()
+    assert ls["omega_p5"] == pytest.approx(ls["omega_p95"]), "label smoothing scales every row alike"
+
+
+def test_the_diagnosis_reads_any_store_by_one_command(tmp_path: Path) -> None:
+    source = small_source(300)
+    write_small_store(tmp_path / "one.zarr", source, topk=NUM_CLASSES)
+    write_small_store(tmp_path / "few.zarr", source, topk=3)
+    (tmp_path / "groups").write_text("".join(f"{'animal' if i % 2 else 'thing'}\n" for i in range(NUM_CLASSES)))
+    words = ["pipelines.partial_kd.diagnosis", str(tmp_path / "one.zarr"), str(tmp_path / "few.zarr")]
+    shown = _run(*words, "--groups", str(tmp_path / "groups"), "--results", str(tmp_path / "out"))
+    assert "| one | 4 |" in shown
+    assert "| few | kd-topk | 1 |" in shown
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "diagnosis.table.md",
+        "diagnosis.classes.svg",
+        "diagnosis.rescaling.svg",
+    }
 
 
 @pytest.mark.parametrize(("data", "folder"), [("cifar100", "cifar-100-python"), ("imagenet", "tiny-imagenet-200")])
