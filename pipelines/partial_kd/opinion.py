@@ -164,9 +164,9 @@ def methods_rescaling(
                 break
             logits = torch.zeros(len(targets), store.num_classes, requires_grad=True)
             alpha = ALPHA if method.default_alpha is not None else None
-            method(logits, targets, targets.label, temperature=asked, alpha=alpha, context=context).sum().backward()
-            assert logits.grad is not None
-            omega = measured_rescaling(logits.detach(), logits.grad, targets.label)
+            loss = method(logits, targets, targets.label, temperature=asked, alpha=alpha, context=context)
+            (gradient,) = torch.autograd.grad(loss.sum(), logits)
+            omega = measured_rescaling(logits.detach(), gradient, targets.label)
             by_temperature[t] = summary(omega, log_label_probs(targets, t)[0].exp())
         if by_temperature:
             found[name] = by_temperature
