@@ -207,11 +207,17 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
     key = store_key(data, teacher.spec, views)
     fields = config.feature_fields
     found = covering_store(
-        key, topk=topk, num_views=config.views, out=config.out, samples=config.samples, fields=fields
+        key,
+        topk=topk,
+        num_views=config.views,
+        out=config.out,
+        samples=config.samples,
+        fields=fields,
+        precision=config.precision,
     )
     _check_head(config, found)
     location = clean_url(config.out) or default_store_path(
-        data, teacher.spec, topk=topk, key=key, samples=config.samples, features=fields
+        data, teacher.spec, topk=topk, key=key, precision=config.precision, samples=config.samples, features=fields
     )
     if found is not None and _is_sound(found):
         location = found.location

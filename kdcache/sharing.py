@@ -96,7 +96,10 @@ def _covering(
 ) -> DumpResult | None:
     """The result of finding a covering store; its own manifest is asked, not the entry."""
     needed = (("sample_index",) if config.samples else ()) + config.feature_fields
-    for entry in catalog.serving(plan.key, topk=plan.topk, num_views=config.views, fields=needed):
+    wanted = catalog.serving(
+        plan.key, topk=plan.topk, num_views=config.views, fields=needed, precision=config.precision
+    )
+    for entry in wanted:
         place = catalog.place_of(entry)
         try:
             manifest = read_manifest(place)
@@ -104,7 +107,13 @@ def _covering(
             tell(f"{catalog}: entry {entry.name} is passed over: {error.message}")
             continue
         serves = covers(
-            manifest, plan.key, topk=plan.topk, num_views=config.views, fields=needed, samples=config.samples
+            manifest,
+            plan.key,
+            topk=plan.topk,
+            num_views=config.views,
+            fields=needed,
+            samples=config.samples,
+            precision=config.precision,
         )
         if manifest.root_digest != entry.root_digest or not serves:
             tell(f"{catalog}: entry {entry.name} is passed over: the store at {place} is another one")

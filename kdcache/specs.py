@@ -2,7 +2,7 @@
 
 `store_key` digests what changes a target (teacher, data, views); it leaves out what does not (V, k, precision, paths,
 host, library versions, canaries, training provenance). A store covers a request when the keys match and it has at
-least the k, views and fields asked for.
+least the k, views, fields and precision asked for.
 """
 
 from __future__ import annotations
@@ -206,7 +206,14 @@ def store_key(dataset: DatasetSpec, teacher: TeacherSpec, views: ViewSpec) -> st
 
 
 def covers(
-    manifest: StoreManifest, key: str, *, topk: int, num_views: int, fields: tuple[str, ...] = (), samples: int = 0
+    manifest: StoreManifest,
+    key: str,
+    *,
+    topk: int,
+    num_views: int,
+    fields: tuple[str, ...] = (),
+    samples: int = 0,
+    precision: str = PRECISIONS[-1],
 ) -> bool:
     """Whether a sealed store can serve a request for `topk` classes and `num_views` views under a store key.
 
@@ -216,6 +223,7 @@ def covers(
         topk, num_views: at least so many.
         fields: optional arrays that must be there.
         samples: at least so many classes drawn per row.
+        precision: numbers at least as fine.
     """
     return (
         manifest.complete
@@ -224,7 +232,13 @@ def covers(
         and manifest.num_views >= num_views
         and set(fields) <= set(manifest.codec.fields)
         and manifest.samples >= samples
+        and finer_or_equal(manifest.codec.precision, precision)
     )
+
+
+def finer_or_equal(precision: str, asked: str) -> bool:
+    """Whether numbers of one precision can stand for those of another."""
+    return PRECISIONS.index(precision) <= PRECISIONS.index(asked)
 
 
 def with_changes(manifest: StoreManifest, **changes: Any) -> StoreManifest:

@@ -25,7 +25,7 @@ from typing import Any
 from kdcache.canonical import canonical_json, from_json, to_json
 from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError, KdcacheError, NotFoundError
 from kdcache.progress import note
-from kdcache.specs import StoreManifest
+from kdcache.specs import PRECISIONS, StoreManifest, finer_or_equal
 from kdcache.store.location import Location
 from kdcache.store.names import readable_name
 from kdcache.urls import clean_url
@@ -86,10 +86,23 @@ class CatalogEntry:
         """`KEY-DIGEST`, 16 hex characters of each: the name of the entry's file."""
         return f"{self.store_key[:16]}-{self.root_digest[:16]}"
 
-    def covers(self, key: str, *, topk: int, num_views: int, fields: Iterable[str] = ()) -> bool:
+    def covers(
+        self,
+        key: str,
+        *,
+        topk: int,
+        num_views: int,
+        fields: Iterable[str] = (),
+        precision: str = PRECISIONS[-1],
+    ) -> bool:
         """Whether the store can serve a request, as `specs.covers` decides from a manifest."""
         return (
-            self.store_key == key and self.topk >= topk and self.views >= num_views and set(fields) <= set(self.fields)
+            self.store_key == key
+            and self.topk >= topk
+            and self.views >= num_views
+            and set(fields) <= set(self.fields)
+            and self.precision in PRECISIONS
+            and finer_or_equal(self.precision, precision)
         )
 
 
@@ -121,9 +134,21 @@ class Catalog:
             found = [entry for entry in pool.map(self._read_or_tell, wanted) if entry is not None]
         return sorted(found, key=lambda entry: entry.added, reverse=True)
 
-    def serving(self, key: str, *, topk: int, num_views: int, fields: Iterable[str] = ()) -> list[CatalogEntry]:
+    def serving(
+        self,
+        key: str,
+        *,
+        topk: int,
+        num_views: int,
+        fields: Iterable[str] = (),
+        precision: str = PRECISIONS[-1],
+    ) -> list[CatalogEntry]:
         """The stores that serve a request, the smallest first."""
-        able = [e for e in self.entries(key=key) if e.covers(key, topk=topk, num_views=num_views, fields=fields)]
+        able = [
+            entry
+            for entry in self.entries(key=key)
+            if entry.covers(key, topk=topk, num_views=num_views, fields=fields, precision=precision)
+        ]
         return sorted(able, key=lambda entry: (entry.bytes, entry.name))
 
     def entry(self, name: str) -> CatalogEntry:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import IncompatibleError, KdcacheError, NotFoundError
-from kdcache.specs import DatasetSpec, StoreManifest, TeacherSpec, covers
+from kdcache.specs import PRECISIONS, DatasetSpec, StoreManifest, TeacherSpec, covers
 from kdcache.store.files import PARTIAL, WORK_FOLDER
 from kdcache.store.location import Location
 from kdcache.store.manifest_file import ROOT_FILE, read_manifest
@@ -30,10 +30,17 @@ class FoundStore:
 
 
 def default_store_path(
-    dataset: DatasetSpec, teacher: TeacherSpec, *, topk: int, key: str, samples: int = 0, features: Sequence[str] = ()
+    dataset: DatasetSpec,
+    teacher: TeacherSpec,
+    *,
+    topk: int,
+    key: str,
+    precision: str = "default",
+    samples: int = 0,
+    features: Sequence[str] = (),
 ) -> str:
     """`kdcache-store/DATA-SPLIT_TEACHER_topK_KEY.zarr`, a relative path that tells people what is inside."""
-    name = readable_name(dataset, teacher, key, topk=topk, samples=samples, features=features)
+    name = readable_name(dataset, teacher, key, topk=topk, precision=precision, samples=samples, features=features)
     return str(Path(DEFAULT_FOLDER) / name)
 
 
@@ -52,7 +59,14 @@ def stores_under(folder: str | Path = DEFAULT_FOLDER) -> Iterator[FoundStore]:
 
 
 def covering_store(
-    key: str, *, topk: int, num_views: int, out: str = "", samples: int = 0, fields: tuple[str, ...] = ()
+    key: str,
+    *,
+    topk: int,
+    num_views: int,
+    out: str = "",
+    samples: int = 0,
+    fields: tuple[str, ...] = (),
+    precision: str = PRECISIONS[-1],
 ) -> FoundStore | None:
     """The sealed store that serves (key, topk, num_views): `out` if it does, else one of the default folder.
 
@@ -63,24 +77,23 @@ def covering_store(
         out: the place the user named; only this one is looked at when given.
         samples: classes drawn per row.
         fields: optional arrays that must be there, such as "features/penultimate".
+        precision: numbers at least as fine.
 
     Raises:
         IncompatibleError: `out` holds something else.
     """
-    if not out:
-        serving = (
-            found
-            for found in stores_under()
-            if covers(found.manifest, key, topk=topk, num_views=num_views, samples=samples, fields=fields)
+
+    def serves(manifest: StoreManifest) -> bool:
+        return covers(
+            manifest, key, topk=topk, num_views=num_views, samples=samples, fields=fields, precision=precision
         )
-        return next(serving, None)
+
+    if not out:
+        return next((found for found in stores_under() if serves(found.manifest)), None)
     target = Location.at(out)
     if target.folder is None:
         there = published_at(target)
-        serves = there is not None and covers(
-            there, key, topk=topk, num_views=num_views, samples=samples, fields=fields
-        )
-        return FoundStore(location=str(target), manifest=there) if there is not None and serves else None
+        return FoundStore(location=str(target), manifest=there) if there is not None and serves(there) else None
     out = str(target.folder)
     if not Path(out).exists():
         return None
@@ -92,8 +105,7 @@ def covering_store(
             hint="choose another path with --out",
         )
     manifest = read_manifest(out)
-    serves = covers(manifest, key, topk=topk, num_views=num_views, samples=samples, fields=fields)
-    return FoundStore(location=out, manifest=manifest) if serves else None
+    return FoundStore(location=out, manifest=manifest) if serves(manifest) else None
 
 
 def is_beginning(folder: Path) -> bool:

@@ -58,6 +58,9 @@ def test_what_is_registered_is_found_by_what_it_covers(catalog: Catalog, manifes
     assert catalog.serving(key, topk=3, num_views=2) == []
     assert catalog.serving(key, topk=3, num_views=1, fields=("view_params",)) == []
     assert catalog.serving("0" * 64, topk=3, num_views=1) == []
+    assert manifest.codec.precision == "default"
+    assert catalog.serving(key, topk=3, num_views=1, precision="compact") == [entry]
+    assert catalog.serving(key, topk=3, num_views=1, precision="exact") == []
 
 
 def test_the_smallest_covering_store_is_chosen(catalog: Catalog, manifest: StoreManifest) -> None:
