@@ -206,16 +206,7 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
     teacher = TeacherRequest.resolve(teacher_choice(config), source)
     key = store_key(data, teacher.spec, views)
     fields = config.feature_fields
-    found = covering_store(
-        key,
-        topk=topk,
-        num_views=config.views,
-        out=config.out,
-        samples=config.samples,
-        fields=fields,
-        precision=config.precision,
-    )
-    _check_head(config, found)
+    found = _covering(config, key, topk)
     location = clean_url(config.out) or default_store_path(
         data, teacher.spec, topk=topk, key=key, precision=config.precision, samples=config.samples, features=fields
     )
@@ -237,6 +228,21 @@ def plan_dump(config: DumpConfig) -> DumpPlan:
         location=location,
         found=found,
     )
+
+
+def _covering(config: DumpConfig, key: str, topk: int) -> FoundStore | None:
+    """The store that is there and serves the request."""
+    found = covering_store(
+        key,
+        topk=topk,
+        num_views=config.views,
+        out=config.out,
+        samples=config.samples,
+        fields=config.feature_fields,
+        precision=config.precision,
+    )
+    _check_head(config, found)
+    return found
 
 
 def _is_sound(found: FoundStore) -> bool:
