@@ -90,9 +90,10 @@ def estimate_dump(config: DumpConfig) -> DumpEstimate:
     """
     plan = plan_dump(config)
     if plan.found is not None:
-        on_disk = int(describe(plan.location)["bytes_on_disk"])
+        on_disk = describe(plan.location)["bytes_on_disk"]  # None on a web server, which lists nothing
         size = store_size(plan.found.manifest)
-        return _estimate(config, plan, plan.found.manifest, size, on_disk, rate=0.0, quality=None)
+        whole = size.bytes if on_disk is None else int(on_disk)
+        return _estimate(config, plan, plan.found.manifest, size, whole, rate=0.0, quality=None)
     teacher = plan.teacher.load(plan.source, choose_device(config.device))
     manifest = new_manifest(config, plan, teacher)
     run = TeacherRun.for_store(manifest, plan.source, teacher, plan.policy, decode_workers=config.decode_workers)

@@ -254,6 +254,8 @@ def _to_device(inputs: Any, device: torch.device) -> Any:
         return inputs.to(device, non_blocking=True)
     if isinstance(inputs, dict):
         return {name: _to_device(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):  # a namedtuple, as torch's collate gives one back
+        return type(inputs)(*(_to_device(value, device) for value in inputs))
     if isinstance(inputs, list | tuple):
         return type(inputs)(_to_device(value, device) for value in inputs)
     return inputs

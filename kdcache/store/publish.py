@@ -108,12 +108,7 @@ class Publisher:
             IncompatibleError: another store was published here meanwhile.
             LockedError, RemoteError: as `upload_block`.
         """
-        missing = [
-            block
-            for block in all_blocks(sealed)
-            if self.uploaded.get((block.view, block.block)) != digests[block.view, block.block]
-        ]
-        self.upload_all(missing, digests)
+        self.upload_all(missing_blocks(sealed, digests, self.uploaded), digests)
         names = [f"{name}/{ROOT_FILE}" for name in (*group_folders(self._layout), *self._layout)]
         names += [path for array in static_arrays(self._layout) for path in _chunks(array)]
         names.append(self._layout["commit"].chunk_path(0, 0))
@@ -170,6 +165,17 @@ def upload_chunks(root: Path, target: Location, manifest: StoreManifest, block: 
         return len(data)
 
     return sum(_in_parallel(upload, block_arrays(layout_of(manifest), block.view)))
+
+
+def missing_blocks(
+    manifest: StoreManifest, digests: Mapping[tuple[int, int], str], uploaded: Mapping[tuple[int, int], str]
+) -> list[BlockId]:
+    """The blocks, view-major, of which another digest than the ledger's, or none, is known to be at the target."""
+    return [
+        block
+        for block in all_blocks(manifest)
+        if uploaded.get((block.view, block.block)) != digests[block.view, block.block]
+    ]
 
 
 def published_at(target: Location) -> StoreManifest | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -121,10 +123,18 @@ def _following(publisher: Publisher, staging: Path, wanted: StoreManifest) -> It
     def follow() -> None:
         begun = {place for place in publisher.uploaded if place in publisher.records}
         waiting: dict[tuple[int, int], Future[None]] = {}
+        committed: deque[tuple[int, int]] = deque()
+        next_look = 0.0
         with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="kdcache-upload") as pool:
             while not stop.wait(LOOK_SECONDS):
                 waiting = {place: future for place, future in waiting.items() if not _is_over(future)}
-                for place in sorted(ledger.recorded_places(staging) - begun)[: WAITING_BLOCKS - len(waiting)]:
+                started = time.monotonic()
+                if not committed and started >= next_look:
+                    committed.extend(sorted(ledger.recorded_places(staging) - begun))
+                    # a look lists the ledger, at 10^6 records for a second, in the process that runs the teacher
+                    next_look = started + 10 * (time.monotonic() - started)
+                while committed and len(waiting) < WAITING_BLOCKS:
+                    place = committed.popleft()
                     block = block_at(wanted, *place)
                     record = ledger.read_record(staging, wanted, block)
                     if record is not None:

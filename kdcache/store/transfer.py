@@ -28,7 +28,7 @@ from kdcache.store.layout import layout_of, static_arrays
 from kdcache.store.lease import acquire
 from kdcache.store.location import Location
 from kdcache.store.manifest_file import ROOT_FILE, group_folders, read_manifest, root_json
-from kdcache.store.publish import CONNECTIONS, Publisher, published_at, refuse_other
+from kdcache.store.publish import CONNECTIONS, Publisher, missing_blocks, published_at, refuse_other
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.remote_lease import RemoteLease
 from kdcache.store.verify import unexpected_files
@@ -89,10 +89,9 @@ def push_store(store: str, target: str, *, send_blocks: SendBlocks | None = None
     digests = {(block.view, block.block): reader.digest(block) for block in all_blocks(manifest)}
     with RemoteLease.acquire(location) as lease:
         publisher = Publisher(root, location, manifest, lease)
-        there = [place for place, sha256 in publisher.uploaded.items() if digests[place] == sha256]
-        if there:
-            note(f"continuing: {len(there)} of {len(digests)} blocks are at {location}")
-        missing = [block for block in all_blocks(manifest) if (block.view, block.block) not in set(there)]
+        missing = missing_blocks(manifest, digests, publisher.uploaded)
+        if len(missing) < len(digests):
+            note(f"continuing: {len(digests) - len(missing)} of {len(digests)} blocks are at {location}")
         if send_blocks is None:
             _check_blocks(reader, missing)
         else:

@@ -14,6 +14,7 @@ import pytest
 from kdcache.dump import dump_teacher
 from kdcache.dump_estimate import PROBE_ROWS, estimate_dump, rows_to_measure
 from kdcache.dump_plan import DumpConfig
+from tests.remote_servers import web_server
 from tests.store_cases import bytes_and_files, manifest_of
 from tests.token_world import make_token_world
 
@@ -80,3 +81,14 @@ def test_measured_rows_are_rows_of_the_store_once_each(rows: int) -> None:
     assert chosen[0] >= 0
     assert chosen[-1] < rows
     assert min(rows, PROBE_ROWS) * 0.9 <= len(chosen) <= PROBE_ROWS
+
+
+def test_a_store_on_a_web_server_that_covers_the_request_is_answered_with_its_expected_size(tmp_path: Path) -> None:
+    """A web server lists no files, so what they take is not known to the byte."""
+    pytest.importorskip("obstore", reason="the extra s3 is not installed")
+    data: dict[str, Any] = {**SMALL, "dataset": "npz", "data_root": npz(tmp_path, 600, 10)}
+    dump_teacher(DumpConfig(**data, out=str(tmp_path / "store.zarr")))
+    with web_server(tmp_path) as url:
+        found = estimate_dump(DumpConfig(**data, out=f"{url}/store.zarr"))
+    assert found.covered
+    assert found.bytes == pytest.approx(bytes_and_files(tmp_path / "store.zarr")[0], rel=0.25)

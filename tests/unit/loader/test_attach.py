@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -41,6 +42,21 @@ class Listed(Plain):
         self.targets = labels.tolist()
 
 
+class Pair(NamedTuple):
+    """Inputs that a user's data set gives two of."""
+
+    image: Tensor
+    brightness: Tensor
+
+
+class Paired(Plain):
+    """Items whose input is a namedtuple."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return Pair(image, image.mean()), label
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
     return write_small_store(tmp_path_factory.mktemp("attach") / "s.zarr", small_source(100))
@@ -53,6 +69,14 @@ def store(small: SmallStore) -> kdcache.TargetStore:
 
 def _plain(small: SmallStore) -> Plain:
     return Plain(small.source.examples, small.source.labels)
+
+
+def test_inputs_that_are_a_namedtuple_stay_one(small: SmallStore, store: kdcache.TargetStore) -> None:
+    data = Paired(small.source.examples, small.source.labels)
+    inputs, labels, _ = next(iter(kdcache.DistillLoader(data, store, batch_size=20)))
+    assert isinstance(inputs, Pair)
+    assert torch.equal(inputs.brightness, inputs.image.mean(dim=(1, 2, 3)))
+    assert len(labels) == 20
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
