@@ -91,4 +91,4 @@ def test_a_store_on_a_web_server_that_covers_the_request_is_answered_with_its_ex
     with web_server(tmp_path) as url:
         found = estimate_dump(DumpConfig(**data, out=f"{url}/store.zarr"))
     assert found.covered
-    assert found.bytes == pytest.approx(bytes_and_files(tmp_path / "store.zarr")[0], rel=0.25)
+    assert found.bytes == pytest.approx(bytes_and_files(tmp_path / "store.zarr")[0], rel=0.5)  # of an untrained teacher
