@@ -14,8 +14,12 @@ from torch import Tensor
 
 from kdcache.errors import ConfigError, IncompatibleError, NumericError
 from kdcache.targets.soft import LARGEST_STORED, LabelMix, SoftTargets
+from kdcache.targets.topk_search import is_worth_searching, search_topk
 
 ROWS_NAMED = 8
+# Of log p worked on at a time, per thread of a CPU: larger falls out of the caches, smaller pays for more calls
+# (K = 10,000: 67-73 us a row from 1.3 to 5 MB, 107 at 0.6, 119 at 0.3; the whole batch of 82 MB at once: 190).
+PART_BYTES = 5 << 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,27 +126,33 @@ def encode_topk(
         raise ConfigError(f"top-k: expected 1 to {classes} (the teacher's classes), found {topk}")
     if tail_numbers not in (3, 4):
         raise ConfigError(f"tail numbers: expected 3 or 4, found {tail_numbers}")
-    low, high = torch.aminmax(logits, dim=1)  # NaN comes through; a third of the time of isfinite on every number
-    finite = torch.isfinite(low) & torch.isfinite(high)
-    if check:
-        check_finite(finite, first_row=first_row)
     _check_labels(labels, classes, first_row)  # where they are: usually the host, which then waits for nothing
     label = labels.to(device=logits.device, dtype=torch.int64, non_blocking=True)
-    log_prob = torch.log_softmax(_at_least_float32(logits), dim=1).clamp_(min=-LARGEST_STORED)
-    head, index = log_prob.topk(topk, dim=1, sorted=True)
-    label_log_prob = log_prob.gather(1, label[:, None])[:, 0]
-    larger = label
+    named, larger = label[:, None], label
     if mix is not None:
         mix = mix.each(lambda field: field.to(logits.device))
-        partner = mix.partner_label
-        mix = replace(mix, partner_log_prob=log_prob.gather(1, partner[:, None])[:, 0])
-        larger = torch.where(mix.weight < 0.5, partner, label)
+        named = torch.stack([label, mix.partner_label], dim=1)
+        larger = torch.where(mix.weight < 0.5, mix.partner_label, label)
+    parts = _row_parts(logits)
+    shape = (max(part.stop - part.start for part in parts), classes)
+    scratch = None
+    if logits.device.type == "cpu":
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        scratch = torch.empty(shape, dtype=kind), torch.empty(shape, dtype=kind)
+    described = [_describe(logits[part], named[part], topk, tail_numbers, scratch) for part in parts]
+    finite, head, index, named_log_prob, tail = (
+        column[0] if len(parts) == 1 else torch.cat(column) for column in zip(*described, strict=True)
+    )
+    if check:
+        check_finite(finite, first_row=first_row)
+    if mix is not None:
+        mix = replace(mix, partner_log_prob=named_log_prob[:, 1])
     return EncodedBatch(
         index=index,
         log_prob=head,
-        tail=_tail_statistics(log_prob, index, label, tail_numbers),
+        tail=tail,
         label=label,
-        label_log_prob=label_log_prob,
+        label_log_prob=named_log_prob[:, 0],
         correct=index[:, 0] == larger,
         num_classes=classes,
         mix=mix,
@@ -167,6 +177,64 @@ def check_finite(finite: Tensor, *, first_row: int = 0) -> None:
         )
 
 
+def _row_parts(logits: Tensor) -> list[slice]:
+    """The rows in parts that fit a processor's caches; on other devices, where every kernel has its price, one part.
+
+    Every number of a row is computed from that row alone in an order of its own, so the parts do not change a bit. The
+    one exception is torch's sum of a tensor of one row, which is shared by threads: no part has one row if B has more.
+    """
+    rows = logits.shape[0]
+    count = 1
+    if logits.device.type == "cpu":
+        row_bytes = logits.shape[1] * max(4, logits.element_size())
+        count = max(1, rows // max(2, torch.get_num_threads() * PART_BYTES // row_bytes))
+    return [slice(rows * part // count, rows * (part + 1) // count) for part in range(count)]
+
+
+def _describe(
+    logits: Tensor, named: Tensor, topk: int, tail_numbers: int, scratch: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of some rows: (b,) bool finite, (b, k) log p and (b, k) classes of the head, (b, m) log p of the named, tail.
+
+    Args:
+        logits: (b, K).
+        named: (b, m) int64, the label first.
+        topk: k.
+        tail_numbers: 3 or 4.
+        scratch: on a CPU two (b or more, K) tensors that are overwritten; None elsewhere.
+    """
+    if scratch is None:
+        low, high = torch.aminmax(logits, dim=1)  # NaN comes through; a third of the time of isfinite on every number
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        log_prob = torch.log_softmax(_at_least_float32(logits), dim=1).clamp_(min=-LARGEST_STORED)
+        head, index = log_prob.topk(topk, dim=1, sorted=True)
+        spare = None
+    else:
+        log_prob, spare = (buffer[: len(logits)] for buffer in scratch)
+        torch.log_softmax(_at_least_float32(logits), dim=1, out=log_prob)
+        finite = _clamp(log_prob, logits)
+        if is_worth_searching(logits.shape[1], topk):
+            head, index = search_topk(log_prob, topk, scratch=spare)
+        else:
+            head, index = log_prob.topk(topk, dim=1, sorted=True)
+    named_log_prob = log_prob.gather(1, named)
+    return finite, head, index, named_log_prob, _tail_statistics(log_prob, index, named[:, 0], tail_numbers, spare)
+
+
+def _clamp(log_prob: Tensor, logits: Tensor) -> Tensor:
+    """Clamp log p in place; (b,) bool, the row's logits are finite.
+
+    A NaN or infinite logit makes some log p of its row NaN or -inf, so one look at the smallest log p usually answers
+    both questions: on a CPU `aminmax` alone takes twice as long as log_softmax.
+    """
+    finite = log_prob.amin(dim=1) >= -LARGEST_STORED
+    if not bool(finite.all()):
+        log_prob.clamp_(min=-LARGEST_STORED)
+        low, high = torch.aminmax(logits, dim=1)
+        finite = torch.isfinite(low) & torch.isfinite(high)
+    return finite
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
@@ -187,11 +255,11 @@ def _name_rows(mask: Tensor, first_row: int) -> str:
     return f"{len(rows)} row(s): {named}" + (", ..." if len(rows) > ROWS_NAMED else "")
 
 
-def _tail_statistics(log_prob: Tensor, index: Tensor, label: Tensor, tail_numbers: int) -> Tensor:
-    """(B, 3|4): log p outside the head in numbers, see `SoftTargets.tail`; an empty tail is -inf, 0, 0(, -inf).
+def _tail_statistics(log_prob: Tensor, index: Tensor, label: Tensor, tail_numbers: int, spare: Tensor | None) -> Tensor:
+    """(b, 3|4): log p outside the head in numbers, see `SoftTargets.tail`; an empty tail is -inf, 0, 0(, -inf).
 
-    Overwrites `log_prob`: a word model's rows are 40 kB and more, and temporaries took most of a dump's time. The
-    head's k + 1 places are filled with what does not count instead of masking all K.
+    Overwrites `log_prob` and `spare`: a word model's rows are 40 kB and more, and temporaries took most of a dump's
+    time. The head's k + 1 places are filled with what does not count instead of masking all K.
     """
     head = torch.cat([index, label[:, None]], dim=1)
     count = log_prob.shape[1] - index.shape[1] - (index != label[:, None]).all(dim=1).int()
@@ -199,10 +267,12 @@ def _tail_statistics(log_prob: Tensor, index: Tensor, label: Tensor, tail_number
     log_prob.scatter_(1, head, 0.0)
     mean = log_prob.sum(dim=1) / divisor
     # two passes: the one-pass form loses the variance of a tail around log p = -20 to cancellation in float32
-    variance = (log_prob - mean[:, None]).scatter_(1, head, 0.0).square_().sum(dim=1) / divisor
+    spread = torch.sub(log_prob, mean[:, None], out=spare).scatter_(1, head, 0.0).square_()
+    variance = spread.sum(dim=1) / divisor
     log_prob.scatter_(1, head, -torch.inf)
     largest = log_prob.amax(dim=1).clamp_(min=-LARGEST_STORED)  # finite where there is no tail
-    root = log_prob.sub_(largest[:, None]).div_(2).exp_()  # sqrt(p / largest p)
+    # sqrt(p / largest p); halving is exact, so this is (log_prob - largest) / 2 in one pass
+    root = torch.add(-largest[:, None] / 2, log_prob, alpha=0.5, out=log_prob).exp_()
     half_mass = root.sum(dim=1).log_() + largest / 2
     log_mass = root.square_().sum(dim=1).log_() + largest
     numbers = [log_mass, mean, variance.clamp(max=LARGEST_STORED)]
