@@ -213,7 +213,7 @@ def _describe(
         log_prob, spare = (buffer[: len(logits)] for buffer in scratch)
         torch.log_softmax(_at_least_float32(logits), dim=1, out=log_prob)
         finite = _clamp(log_prob, logits)
-        if is_worth_searching(logits.shape[1], topk):
+        if is_worth_searching(log_prob, topk):
             head, index = search_topk(log_prob, topk, scratch=spare)
         else:
             head, index = log_prob.topk(topk, dim=1, sorted=True)

@@ -2,8 +2,9 @@
 
 `Tensor.topk` copies each row into (value, index) pairs and keeps a heap of them: 4 to 5 ns a class, the largest part of
 recording a word model. Here every column j belongs to the block j mod n. The (k + 1)-th largest of the n block maxima
-is a lower bound of the row's (k + 1)-th largest number, so only what reaches it (about k + 10 numbers) is sorted. The
-blocks are strided, not runs of neighbours, because the first columns of a vocabulary are its most frequent words.
+is a lower bound of the row's (k + 1)-th largest number, so only what reaches it (about k + 10 numbers) is sorted: all
+rows at once, as whole numbers, which numpy sorts without a branch. The blocks are strided, not runs of neighbours,
+because the first columns of a vocabulary are its most frequent words.
 
 The k largest numbers of a row, and where they stand, are a fact that does not depend on the algorithm, unless equal
 numbers stand next to each other in the order. Rows where that happens among the first k + 1 are given to `Tensor.topk`,
@@ -28,10 +29,13 @@ _LEAST_BLOCKS = 256
 _MOST_CANDIDATES = 8  # times k + 1: beyond, a row is full of equal numbers or sorted against the blocks
 
 
-def is_worth_searching(classes: int, topk: int) -> bool:
-    """Whether `search_topk` is the faster way on a CPU with the threads there are."""
+def is_worth_searching(values: Tensor, topk: int) -> bool:
+    """Whether `search_topk` can be asked about (B, K) numbers and is the faster way with the threads there are."""
     return (
-        classes >= max(LEAST_CLASSES, LEAST_CLASSES_PER_NUMBER * (topk + 1)) and torch.get_num_threads() <= MOST_THREADS
+        values.device.type == "cpu"
+        and values.dtype == torch.float32
+        and values.shape[1] >= max(LEAST_CLASSES, LEAST_CLASSES_PER_NUMBER * (topk + 1))
+        and torch.get_num_threads() <= MOST_THREADS
     )
 
 
@@ -39,47 +43,61 @@ def search_topk(values: Tensor, topk: int, *, scratch: Tensor) -> tuple[Tensor, 
     """The k largest numbers of each row, largest first, and their columns: what `values.topk(topk, dim=1)` gives.
 
     Args:
-        values: (B, K) float32 or float64 on the CPU, contiguous; K >= 2 (k + 1). NaN is treated as `Tensor.topk` does.
+        values: (B, K) float32 on the CPU, contiguous; K >= 2 (k + 1). A row is NaN everywhere, as log_softmax makes
+            it, or nowhere.
         topk: k.
-        scratch: (B, K) of the same type, overwritten.
+        scratch: (B, K) float32, contiguous, overwritten.
 
     Returns:
-        (B, k) of the type of `values` and (B, k) int64.
+        (B, k) float32 and (B, k) int64.
     """
-    rows = values.shape[0]
+    rows, classes = values.shape
     numbers = values.numpy()
     bound = _lower_bound(values, topk + 1)
     reached = scratch.numpy().reshape(-1).view(np.bool_)[: numbers.size].reshape(numbers.shape)
     np.greater_equal(numbers, bound[:, None], out=reached)
-    row, column = np.divmod(np.flatnonzero(reached), numbers.shape[1])
+    place = np.flatnonzero(reached)
+    row = place // classes
     count = np.bincount(row, minlength=rows)
-    few = count <= _MOST_CANDIDATES * (topk + 1)
-    if not few.all():
-        row, column = row[few[row]], column[few[row]]
-        count = np.where(few, count, 0)
-    place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
-    width = max(topk + 1, int(count.max()))
-    candidates = np.full((rows, width), -np.inf, dtype=numbers.dtype)
-    columns = np.zeros((rows, width), dtype=np.int64)
-    candidates[row, place] = numbers[row, column]
-    columns[row, place] = column
-    largest, where = torch.from_numpy(candidates).topk(topk + 1, dim=1)
-    index = torch.from_numpy(columns).gather(1, where)[:, :topk]
-    decided = (largest[:, 1:] < largest[:, :-1]).all(dim=1)  # not for NaN, nor for rows without candidates
-    largest = largest[:, :topk]
-    if not bool(decided.all()):
-        open_rows = (~decided).nonzero()[:, 0]
+    undecided = (count > _MOST_CANDIDATES * (topk + 1)) | (count <= topk)  # full of equal numbers; NaN
+    if undecided.any():
+        kept = ~undecided[row]
+        place, row = place[kept], row[kept]
+        count[undecided] = 0
+    # One sort of whole numbers for all rows: row, then the number (its bits, in descending order), then the column.
+    column_bits = int(classes - 1).bit_length()
+    key = _descending_bits(numbers.reshape(-1)[place])
+    key |= row << 32
+    key <<= column_bits
+    key |= place - row * classes
+    key.sort()
+    start = np.cumsum(count) - count
+    chosen = np.minimum(start[:, None] + np.arange(topk + 1), max(0, len(key) - 1))
+    index = torch.from_numpy((key[chosen] if len(key) else chosen) & ((1 << column_bits) - 1))
+    largest = values.gather(1, index)
+    ordered = largest.numpy()
+    undecided |= ~(ordered[:, 1:] < ordered[:, :-1]).all(axis=1)
+    index, largest = index[:, :topk], largest[:, :topk]
+    if undecided.any():
+        open_rows = torch.from_numpy(np.flatnonzero(undecided))
         largest[open_rows], index[open_rows] = values[open_rows].topk(topk, dim=1)
     return largest, index
 
 
+def _descending_bits(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Whole numbers from 0 to 2^32 - 1, the smaller the larger the float."""
+    bits = numbers.view(np.int32).astype(np.int64)
+    # a float's bits without the sign rise with its size: up to 2^31 - 1 for 0 and above, from there on below 0
+    return np.where(bits >= 0, 0x7FFFFFFF - bits, bits & 0xFFFFFFFF)
+
+
 def _lower_bound(values: Tensor, count: int) -> NDArray[np.floating]:
-    """(B,): at least `count` numbers of each row are as large; NaN where a row holds NaN among its block maxima."""
+    """(B,): at least `count` numbers of each row are as large. NaN for a row of NaN."""
     classes = values.shape[1]
     blocks = min(max(_BLOCKS_PER_NUMBER * count, _LEAST_BLOCKS), classes // 2)
     deep = classes // blocks
     # columns beyond blocks * deep are in no block: a bound from fewer numbers is a bound
-    maxima = values[:, : deep * blocks].unflatten(1, (deep, blocks)).amax(dim=1).numpy()
+    maxima = values.as_strided((len(values), deep, blocks), (classes, blocks, 1)).amax(dim=1).numpy()
     maxima.partition(blocks - count, axis=1)
     bound: NDArray[np.floating] = maxima[:, blocks - count]
     return bound
