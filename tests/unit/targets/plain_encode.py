@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcache.targets.encode import LARGEST_STORED
-from kdcache.targets.soft import LabelMix
+from kdcache.targets.soft import LARGEST_STORED, LabelMix
 
 
 def plain_columns(
