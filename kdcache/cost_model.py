@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kdcache.canonical import digest_of
-from kdcache.specs import CodecSpec, DatasetSpec, PreprocessingSpec, StoreManifest, TeacherSpec, ViewSpec
+from kdcache.specs import CodecSpec, DatasetSpec, Precision, PreprocessingSpec, StoreManifest, TeacherSpec, ViewSpec
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.files import json_bytes
 from kdcache.store.layout import ArrayLayout, is_feature, layout_of
@@ -39,7 +39,7 @@ def planned_manifest(
     classes: int,
     topk: int,
     views: int = 1,
-    precision: str = "default",
+    precision: Precision = "default",
     block_rows: int | None = None,
     view_params: int = 0,
     features: Mapping[str, tuple[int, ...]] | None = None,
@@ -72,7 +72,7 @@ def planned_manifest(
             preprocessing=PreprocessingSpec(),
         ),
         views=ViewSpec(),
-        codec=CodecSpec(topk=topk, precision=precision, fields=tuple(sorted(shapes))),  # type: ignore[arg-type]
+        codec=CodecSpec(topk=topk, precision=precision, fields=tuple(sorted(shapes))),
         num_views=views,
         block_rows=block_rows or block_rows_for(rows),
         static_shapes=dict(sorted(shapes.items())),

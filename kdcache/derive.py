@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from kdcache.datasets.row_range import parse_split
 from kdcache.dump import stored_quality
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.part_blocks import maker_of_part, part_maker
-from kdcache.specs import CLASS_MEAN_TEMPERATURE, PRECISIONS, DatasetSpec, StoreManifest, ViewSpec
+from kdcache.specs import CLASS_MEAN_TEMPERATURE, PRECISIONS, DatasetSpec, Precision, StoreManifest, ViewSpec
 from kdcache.store.blocks import block_rows_for
 from kdcache.store.files import local_path
 from kdcache.store.layout import layout_of, static_arrays
@@ -58,7 +58,7 @@ class DeriveConfig:
     topk: int | None = None
     views: int | None = None
     rows: tuple[int, int] | None = None
-    precision: Literal["exact", "default", "compact"] | None = None
+    precision: Precision | None = None
     class_mean: float | None = None
     workers: int = 1
     dask: str = ""

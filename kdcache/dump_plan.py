@@ -29,6 +29,7 @@ from kdcache.specs import (
     PRECISIONS,
     CodecSpec,
     DatasetSpec,
+    Precision,
     PreprocessingSpec,
     StoreManifest,
     ViewSpec,
@@ -92,7 +93,7 @@ class DumpConfig:
     views: int = 1
     augment: str = "none"
     view_seed: int = 0
-    precision: Literal["exact", "default", "compact"] = "default"
+    precision: Precision = "default"
     samples: int = 0
     features: str = ""
     feature_dtype: Literal["float16", "float32"] = "float16"

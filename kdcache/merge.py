@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from kdcache.dump import stored_quality
 from kdcache.errors import ConfigError, IncompatibleError
 from kdcache.mean_blocks import COPIED, PARTNER, MeanBlocks, mean_maker
 from kdcache.progress import note
-from kdcache.specs import PRECISIONS, PreprocessingSpec, StoreManifest, TeacherSpec
+from kdcache.specs import PRECISIONS, Precision, PreprocessingSpec, StoreManifest, TeacherSpec
 from kdcache.store.features import feature_columns
 from kdcache.store.files import local_path
 from kdcache.store.reader import StoreReader, open_reader
@@ -43,7 +43,7 @@ class MergeConfig:
     stores: tuple[str, ...]
     out: str
     topk: int | None = None
-    precision: Literal["exact", "default", "compact"] | None = None
+    precision: Precision | None = None
     workers: int = 1
     dask: str = ""
 

@@ -18,7 +18,8 @@ from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError
 FORMAT_VERSION = 1
 MAX_CLASSES = 2**32 - 2  # uint32 indices; its maximum marks a hole
 CLASS_MEAN_TEMPERATURE = "class_mean_temperature"  # in a manifest's quality: the T of the array class_mean
-PRECISIONS = ("exact", "default", "compact")
+Precision = Literal["exact", "default", "compact"]
+PRECISIONS: tuple[Precision, ...] = ("exact", "default", "compact")  # the finest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class CodecSpec:
     """
 
     topk: int
-    precision: Literal["exact", "default", "compact"] = "default"
+    precision: Precision = "default"
     tail_numbers: int = 4
     fields: tuple[str, ...] = ()
 
@@ -213,7 +214,7 @@ def covers(
     num_views: int,
     fields: tuple[str, ...] = (),
     samples: int = 0,
-    precision: str = PRECISIONS[-1],
+    precision: Precision = "compact",
 ) -> bool:
     """Whether a sealed store can serve a request for `topk` classes and `num_views` views under a store key.
 

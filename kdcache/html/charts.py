@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdcache.html.axes import Axis, Frame, colour_of, percent, short
 from kdcache.html.markup import Attributes, Html, element, join
@@ -121,9 +121,8 @@ def reliability(title: str, groups: Sequence[tuple[str, str, Sequence[tuple[floa
         title: for screen readers.
         groups: (name, colour, bins) with bins of (mean confidence, accuracy, rows); empty bins are left out.
     """
-    axis = {"low": 0.0, "high": 1.0, "label": percent}
-    x = Axis(title="confidence", **axis)  # type: ignore[arg-type]
-    y = Axis(title="share that is right", **axis)  # type: ignore[arg-type]
+    x = Axis(title="confidence", low=0.0, high=1.0, label=percent)
+    y = replace(x, title="share that is right")
     frame = Frame(x=x, y=y)
     ends = {"x1": frame.across(0), "y1": frame.up(0), "x2": frame.across(1), "y2": frame.up(1)}
     marks = [element("line", {"class": "guide", **ends})]

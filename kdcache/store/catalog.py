@@ -25,7 +25,7 @@ from typing import Any
 from kdcache.canonical import canonical_json, from_json, to_json
 from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError, KdcacheError, NotFoundError
 from kdcache.progress import note
-from kdcache.specs import PRECISIONS, StoreManifest, finer_or_equal
+from kdcache.specs import PRECISIONS, Precision, StoreManifest, finer_or_equal
 from kdcache.store.location import Location
 from kdcache.store.names import readable_name
 from kdcache.urls import clean_url
@@ -93,7 +93,7 @@ class CatalogEntry:
         topk: int,
         num_views: int,
         fields: Iterable[str] = (),
-        precision: str = PRECISIONS[-1],
+        precision: Precision = "compact",
     ) -> bool:
         """Whether the store can serve a request, as `specs.covers` decides from a manifest."""
         return (
@@ -141,7 +141,7 @@ class Catalog:
         topk: int,
         num_views: int,
         fields: Iterable[str] = (),
-        precision: str = PRECISIONS[-1],
+        precision: Precision = "compact",
     ) -> list[CatalogEntry]:
         """The stores that serve a request, the smallest first."""
         able = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import IncompatibleError, KdcacheError, NotFoundError
-from kdcache.specs import PRECISIONS, DatasetSpec, StoreManifest, TeacherSpec, covers
+from kdcache.specs import DatasetSpec, Precision, StoreManifest, TeacherSpec, covers
 from kdcache.store.files import PARTIAL, WORK_FOLDER
 from kdcache.store.location import Location
 from kdcache.store.manifest_file import ROOT_FILE, read_manifest
@@ -66,7 +66,7 @@ def covering_store(
     out: str = "",
     samples: int = 0,
     fields: tuple[str, ...] = (),
-    precision: str = PRECISIONS[-1],
+    precision: Precision = "compact",
 ) -> FoundStore | None:
     """The sealed store that serves (key, topk, num_views): `out` if it does, else one of the default folder.
 

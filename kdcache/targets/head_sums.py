@@ -104,7 +104,8 @@ def head_sums(
         (B, h + 1): x_i / T, then log sum_{j not named} exp(x_j / T); HOLE for a repeated class and an empty tail.
         (B,): sum_{j not named} x_j / T, or None.
     """
-    return _HeadSums.apply(logits, index, 1.0 / temperature, repeated, empty, with_rest)  # type: ignore[no-any-return]
+    sums: tuple[Tensor, Tensor | None] = _HeadSums.apply(logits, index, 1.0 / temperature, repeated, empty, with_rest)
+    return sums
 
 
 def bucket_logits(
