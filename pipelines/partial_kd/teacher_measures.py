@@ -14,7 +14,7 @@ class y, the chain rule of entropy splits what it says beyond "all others alike"
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,9 @@ TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 8.0)
 COLDEST, HOTTEST = 1e-2, 1e3  # where the level's temperature is looked for
 
 
-def measure(store: TargetStore, reference: TargetStore, groups: Sequence[Sequence[int]], *, level: float) -> Any:
+def measure(
+    store: TargetStore, reference: TargetStore, groups: Sequence[Sequence[int]], *, level: float
+) -> dict[str, Any]:
     """Every figure of one store of all classes.
 
     Args:
@@ -42,24 +44,24 @@ def measure(store: TargetStore, reference: TargetStore, groups: Sequence[Sequenc
 
     Returns:
         top1, nll (nats), ece, p_y (mean), sure (share of rows with a class above 0.9).
-        rank: Spearman correlation over rows of the log-odds of the label with the reference's.
         omega_sd: T -> sd over rows of the rescaling factor for a student that knows nothing, alpha = 0.9; "level" too.
-        at: "1" and "level" -> `others` below; level_temperature: None where no T gives the level.
+        at: "1" and "level" -> `opinion` below, each with the reference at its own temperature of that level.
+        level_temperature: None where no T gives the level.
         weights: structure of the last layer's cosines by `groups`.
 
     Raises:
         IncompatibleError: a store keeps fewer than K classes.
     """
     log_prob, label = (one.double() if one.is_floating_point() else one for one in dense_log_probs(store))
-    known, known_label = dense_log_probs(reference)
+    known, known_label = (one.double() if one.is_floating_point() else one for one in dense_log_probs(reference))
     assert torch.equal(label, known_label), "the reference has other rows"
-    at_level = level_temperature(log_prob, label, level)
+    at_level, known_level = (level_temperature(one, label, level) for one in (log_prob, known))
+    pairs = {"1": (1.0, 1.0)} | ({"level": (at_level, known_level)} if at_level and known_level else {})
     prob = log_prob.softmax(dim=1)
     own = prob.gather(1, label[:, None])[:, 0]
     sums = EvaluationSums("cpu")
     sums.add(log_prob, label)
     judged = sums.result()
-    temperatures: dict[str, float] = {"1": 1.0} | ({} if at_level is None else {"level": at_level})
     weight = store.class_weight
     cosines = None
     if weight is not None:
@@ -71,42 +73,42 @@ def measure(store: TargetStore, reference: TargetStore, groups: Sequence[Sequenc
         "ece": judged.ece,
         "p_y": float(own.mean()),
         "sure": float((prob.amax(dim=1) > 0.9).double().mean()),
-        "rank": rank_correlation(log_odds(log_prob, label).tolist(), log_odds(known.double(), label).tolist()),
-        "omega_sd": {name: _omega_sd(log_prob, label, t) for name, t in {**_named(), **temperatures}.items()},
+        "omega_sd": {f"{t:g}": _omega_sd(log_prob, label, t) for t in TEMPERATURES},
         "level_temperature": at_level,
-        "at": {name: others(log_prob, known.double(), label, groups, cosines, t) for name, t in temperatures.items()},
+        "at": {
+            name: opinion(_tempered(log_prob, t), _tempered(known, known_t), label, groups, cosines)
+            for name, (t, known_t) in pairs.items()
+        },
         "weights": _grouping(cosines, groups),
     }
 
 
-def others(
+def opinion(
     log_prob: Tensor,
     known: Tensor,
     label: Tensor,
     groups: Sequence[Sequence[int]],
     cosines: NDArray[np.float64] | None,
-    temperature: float,
 ) -> dict[str, Any]:
-    """What is said of the classes that are not the label, at one temperature.
+    """How a teacher's opinion differs by row and what it says of the classes that are not the label.
 
     Args:
-        log_prob, known: (N, K) float64 of the teacher and of the reference; label: (N,).
+        log_prob, known: (N, K) float64 of the teacher and of the reference, tempered; label: (N,).
         groups: of the classes; cosines: (K, K) of the last layer's rows.
-        temperature: T.
 
     Returns:
-        p_y_sd: sd over rows of p_y. entropy: of the other classes, as a share of log(K-1).
+        p_y_sd: sd over rows of p_y. rank: Spearman correlation over rows of the label's log-odds with the reference's.
+        entropy: of the other classes, as a share of log(K-1).
         relations, example: the two parts of the module's equation, nats.
         group_share: mean share of the other classes' mass that is on classes of the label's group, over rows whose
         group has others; group_chance: what it would be if all others were alike.
         neighbours, within, between: of the correlations over rows, by group.
-        reference: correlation over pairs of classes of the class means m with the reference's at T = 1.
-        cosines: the same with the last layer's cosines.
+        reference: correlation over pairs of classes of the class means m with the reference's; cosines: with those of
+        the last layer.
     """
     classes = log_prob.shape[1]
-    tempered = (log_prob / temperature).log_softmax(dim=1)
-    prob = tempered.exp()
-    rest = other_classes(tempered, label)
+    prob = log_prob.exp()
+    rest = other_classes(log_prob, label)
     mean, seen = class_means(rest, label, classes)
     share = torch.bincount(label, minlength=classes).double() / len(label)
     row_entropy = float(_entropy(rest).mean())
@@ -114,8 +116,8 @@ def others(
     pairs = ~torch.eye(classes, dtype=torch.bool) & seen[:, None]
     reference = class_means(other_classes(known, label), label, classes)[0]
     return {
-        "temperature": temperature,
         "p_y_sd": float(prob.gather(1, label[:, None]).std()),
+        "rank": rank_correlation(log_odds(log_prob, label).tolist(), log_odds(known, label).tolist()),
         "entropy": row_entropy / math.log(classes - 1),
         "relations": math.log(classes - 1) - mean_entropy,
         "example": mean_entropy - row_entropy,
@@ -148,7 +150,7 @@ def level_temperature(log_prob: Tensor, label: Tensor, level: float) -> float | 
 
 
 def log_odds_parts(log_prob: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """log p_y and log(1 - p_y), (N,) each; the second from the other classes, which keep digits that p_y has lost."""
+    """Log p_y and log(1 - p_y), (N,) each; the second from the other classes, which keep digits that p_y has lost."""
     at = label[:, None]
     own = log_prob.gather(1, at)[:, 0]
     rest = log_prob.scatter(1, at, -torch.inf).logsumexp(dim=1)
@@ -157,7 +159,7 @@ def log_odds_parts(log_prob: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_odds(log_prob: Tensor, label: Tensor) -> Tensor:
-    """log p_y - log(1 - p_y), (N,)."""
+    """Log p_y - log(1 - p_y), (N,)."""
     own, rest = log_odds_parts(log_prob, label)
     return own - rest
 
@@ -174,12 +176,12 @@ def class_means(rest: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tens
     return sums / count.clamp(min=1)[:, None], count > 0
 
 
-def _named() -> Mapping[str, float]:
-    return {f"{t:g}": t for t in TEMPERATURES}
+def _tempered(log_prob: Tensor, temperature: float) -> Tensor:
+    return (log_prob / temperature).log_softmax(dim=1)
 
 
 def _omega_sd(log_prob: Tensor, label: Tensor, temperature: float) -> float:
-    """q = 1/K: omega is linear in p_y, so its sd is that of p_y times a constant."""
+    """Q = 1/K: omega is linear in p_y, so its sd is that of p_y times a constant."""
     own = (log_prob / temperature).softmax(dim=1).gather(1, label[:, None])[:, 0]
     return float(own.std()) * ALPHA * temperature / (1 - 1 / log_prob.shape[1])
 

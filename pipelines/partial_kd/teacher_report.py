@@ -34,7 +34,8 @@ CONFIDENCE: Mapping[str, Callable[[Figures], float | None]] = {
     "sd of omega, T = 1": lambda one: one["omega_sd"]["1"],
     "T of the level": lambda one: one["level_temperature"],
     "sd of p_y there": lambda one: _at(one, "level", "p_y_sd"),
-    "rank of p_y": lambda one: one["rank"],
+    "rank of p_y, T = 1": lambda one: _at(one, "1", "rank"),
+    "rank, level": lambda one: _at(one, "level", "rank"),
 }
 STRUCTURE: Mapping[str, Callable[[Figures], float | None]] = {
     "entropy of the others, T = 1": lambda one: _at(one, "1", "entropy"),
@@ -202,8 +203,8 @@ def _saved(study: Study, found: GridResult) -> list[str]:
     live = seconds / rows * sum(one["rows"] * one["epochs"] for one in read)
     size = sum(one["bytes"] for one in made)
     return [
-        f"Teachers asked once each: {len(made)} dumps, {duration(seconds)}, {size / 1e6:.1f} MB. {len(read)} students and "
-        f"trials read them; at the dumps' pace a live teacher would have worked {duration(live)}."
+        f"Teachers asked once each: {len(made)} dumps, {duration(seconds)}, {size / 1e6:.1f} MB. {len(read)} students "
+        f"and trials read them; at the dumps' pace a live teacher would have worked {duration(live)}."
     ]
 
 

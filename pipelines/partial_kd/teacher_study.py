@@ -168,14 +168,12 @@ def load_study(scale: str, *, data_root: Path | None, folder: Path) -> Study:
     """
     grid = tomllib.loads((HERE / "teachers.toml").read_text())
     whole = {name: value for name, value in grid.items() if name not in ("smoke", "cpu")} | grid[scale]
-    listed = {name: tuple(whole.pop(name)) for name in ("seeds", "trial_seeds", "sweep")}
-    groups, contrasts = (tuple(tuple(one) for one in whole.pop(name)) for name in ("groups", "contrasts"))
+    listed: dict[str, Any] = {name: tuple(whole.pop(name)) for name in ("seeds", "trial_seeds", "sweep")}
+    listed |= {name: tuple(tuple(one) for one in whole.pop(name)) for name in ("groups", "contrasts")}
     study = Study(
         scale=scale,
         data_root=data_root,
         folder=folder / "teachers" / scale,
-        groups=groups,
-        contrasts=contrasts,
         **listed,
         **whole,
     )
@@ -186,7 +184,7 @@ def load_study(scale: str, *, data_root: Path | None, folder: Path) -> Study:
             hint="a method that may try more settings is not compared fairly",
         )
     named = {teacher for teachers in study.ask.values() for teacher in teachers}
-    unknown = sorted((named | {name for pair in contrasts for name in pair} | {PLAIN}) - set(study.teachers))
+    unknown = sorted((named | {name for pair in study.contrasts for name in pair} | {PLAIN}) - set(study.teachers))
     if unknown:
         raise ConfigError(f"teachers.toml: {', '.join(unknown)} is no teacher of {', '.join(study.teachers)}")
     return study

@@ -3,8 +3,8 @@
     python -m pipelines.partial_kd.teachers [--scale smoke|cpu] [--data-root DIR] [--folder DIR]
         [--workers N | --dask URL] [--results DIR] [--dry-run]
 
-Teachers that differ in one thing, each dumped once; settings chosen per teacher on validation rows before the first test
-row is read. Finished cells are skipped, so the same command continues after a kill.
+Teachers that differ in one thing, each dumped once; settings chosen per teacher on validation rows before a test row is
+read. Finished cells are skipped, so the same command continues after a kill.
 """
 
 from __future__ import annotations
