@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from kdcache.errors import IncompatibleError
 from kdcache.loader.target_store import TargetStore
 from kdcache.metrics import EvaluationSums
-from pipelines.partial_kd.diagnosis import ALPHA, correlations, dense_log_probs, structure_of
+from pipelines.partial_kd.opinion import ALPHA, structure_of
 from pipelines.teacher_sweep.inference import rank_correlation
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -52,8 +53,8 @@ def measure(
     Raises:
         IncompatibleError: a store keeps fewer than K classes.
     """
-    log_prob, label = (one.double() if one.is_floating_point() else one for one in dense_log_probs(store))
-    known, known_label = (one.double() if one.is_floating_point() else one for one in dense_log_probs(reference))
+    log_prob, label = dense_log_probs(store)
+    known, known_label = dense_log_probs(reference)
     assert torch.equal(label, known_label), "the reference has other rows"
     at_level, known_level = (level_temperature(one, label, level) for one in (log_prob, known))
     pairs = {"1": (1.0, 1.0)} | ({"level": (at_level, known_level)} if at_level and known_level else {})
@@ -81,6 +82,24 @@ def measure(
         },
         "weights": _grouping(cosines, groups),
     }
+
+
+def dense_log_probs(store: TargetStore) -> tuple[Tensor, Tensor]:
+    """Log p (N, K) float64 and labels (N,) of view 0 of a store of all classes.
+
+    Raises:
+        IncompatibleError: it keeps fewer than K classes.
+    """
+    if store.topk < store.num_classes:
+        raise IncompatibleError(
+            f"{store.location}: keeps {store.topk} of {store.num_classes} classes; the measures need all of them",
+            hint="kdcache dump-teacher --topk all",
+        )
+    log_probs, labels = [], []
+    for targets in store.batches():
+        log_probs.append(torch.empty(len(targets), store.num_classes).scatter_(1, targets.index, targets.log_prob))
+        labels.append(targets.label)
+    return torch.cat(log_probs).double(), torch.cat(labels)
 
 
 def opinion(
@@ -122,7 +141,7 @@ def opinion(
         "relations": math.log(classes - 1) - mean_entropy,
         "example": mean_entropy - row_entropy,
         **_group_share(rest, label, groups),
-        **_grouping(correlations(prob), groups),
+        **_grouping(torch.corrcoef(prob.T).nan_to_num().numpy(), groups),
         "reference": _correlation(mean[pairs], reference[pairs]),
         "cosines": None if cosines is None else _correlation(mean[pairs], torch.from_numpy(cosines)[pairs]),
     }
@@ -183,7 +202,8 @@ def _tempered(log_prob: Tensor, temperature: float) -> Tensor:
 def _omega_sd(log_prob: Tensor, label: Tensor, temperature: float) -> float:
     """Q = 1/K: omega is linear in p_y, so its sd is that of p_y times a constant."""
     own = (log_prob / temperature).softmax(dim=1).gather(1, label[:, None])[:, 0]
-    return float(own.std()) * ALPHA * temperature / (1 - 1 / log_prob.shape[1])
+    constant = ALPHA * temperature / (1 - 1 / log_prob.shape[1])
+    return constant * float(own.std())
 
 
 def _group_share(rest: Tensor, label: Tensor, groups: Sequence[Sequence[int]]) -> dict[str, float | None]:
