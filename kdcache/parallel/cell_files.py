@@ -10,11 +10,11 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdcache.canonical import from_json
+from kdcache.canonical import digest_of, from_json, to_json
 from kdcache.errors import CorruptStoreError, HostileStoreError, LockedError
 from kdcache.progress import note
 from kdcache.store.files import WORK_FOLDER, make_folder, read_json, write_atomic, write_json
@@ -33,6 +33,7 @@ class FinishedCell:
         name: of the cell; arguments: what it was run with; digest: of these and of what the cell needed.
         result: what it returned.
         seconds: how long it took; finished: when, UTC.
+        needed: `stamp` of each result it needed, as that was when it ran; empty in files of before this was kept.
     """
 
     name: str
@@ -41,6 +42,12 @@ class FinishedCell:
     result: Mapping[str, Any]
     seconds: float
     finished: str = ""
+    needed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stamp(self) -> str:
+        """Names this very run of the cell: another one has another time or result."""
+        return digest_of([self.digest, to_json(self.result), self.seconds, self.finished])[:16]
 
 
 class CellFiles:

@@ -31,7 +31,7 @@ class CellOrder:
     """What a worker is told.
 
     Attributes:
-        name, arguments, digest: of the cell.
+        name, arguments, digest: of the cell; needed: the stamps of the results it needs.
         reference: module:function or file.py:function.
         path: where modules are looked for beside the worker's own places.
         folder: the grid's, absolute; token: of the sitting that holds it.
@@ -41,6 +41,7 @@ class CellOrder:
     name: str
     arguments: Mapping[str, Any]
     digest: str
+    needed: Mapping[str, str]
     reference: str
     path: tuple[str, ...]
     folder: str
@@ -117,6 +118,7 @@ def finished_cell(order: CellOrder, result: Mapping[str, Any], seconds: float) -
         result=result,
         seconds=round(seconds, 3),
         finished=utc_now(),
+        needed=order.needed,
     )
 
 

@@ -46,9 +46,10 @@ def run_cells(
     """Run every cell of a grid that is not finished, and return the results of all.
 
     A finished cell leaves FOLDER/cells/NAME.json and is skipped from then on, until its arguments or those of a cell it
-    needs change; then it is run again and its old result removed, which a note says. A cell that raises is reported,
-    with its traceback in FOLDER/cells/NAME.error.txt, and does not stop the others; those that need it are not run. A
-    cell whose process is killed is tried once more. Killed or interrupted at any point, the same call continues.
+    needs change, or one it needs is run again (because its file was removed); then it is run again and its old result
+    removed, which a note says. A cell that raises is reported, with its traceback in FOLDER/cells/NAME.error.txt, and
+    does not stop the others; those that need it are not run. A cell whose process is killed is tried once more. Killed
+    or interrupted at any point, the same call continues.
 
     Args:
         cells: in the order they shall be started, where needs allow.
@@ -103,13 +104,25 @@ class _Sitting:
         self._tries: dict[str, int] = {}
         for cell in grid:
             found = files.read(cell.name)
-            if found is not None and found.digest == self._digests[cell.name]:
+            changed = None if found is None else self._changed(found, cell)
+            if found is not None and changed is None:
                 self._finished[cell.name] = found
             elif found is not None:
-                note(f"{cell.name}: {_change(found, cell)}; it is run again and its old result removed")
+                note(f"{cell.name}: {changed}; it is run again and its old result removed")
         self._skipped = tuple(self._finished)
         self.waiting = [cell for cell in grid if cell.name not in self._finished]
         self._started = time.monotonic()
+
+    def _changed(self, found: FinishedCell, cell: Cell) -> str | None:
+        """Why a result does not stand for a cell any more; None where it does. What the cell needs was asked before."""
+        if found.digest != self._digests[cell.name]:
+            return _change(found, cell)
+        for need in cell.needs:
+            if need not in self._finished:
+                return f"it needs {need}, which has no result"
+            if found.needed.get(need) not in (None, self._finished[need].stamp):
+                return f"it needs {need}, which was run again since"
+        return None
 
     def to_the_end(self, team: _Team) -> None:
         """Run what is waiting."""
@@ -156,6 +169,7 @@ class _Sitting:
             name=cell.name,
             arguments=plain_json(cell.arguments, subject=f"cell {cell.name}: its arguments"),
             digest=self._digests[cell.name],
+            needed={need: self._finished[need].stamp for need in cell.needs},
             reference=cell.reference,
             path=tuple(str(Path(entry).resolve()) for entry in sys.path),
             folder=str(self._files.place.parent),

@@ -64,6 +64,34 @@ def test_other_arguments_run_the_cell_and_those_that_need_it_again(tmp_path: Pat
     assert "sum: a cell it needs has other arguments now" in err
 
 
+def test_a_cell_run_again_takes_along_what_was_made_of_its_old_result(tmp_path: Path, capsys: Captured) -> None:
+    """A teacher whose result was removed is another teacher: a store of the old one must not pass for its own."""
+    teacher, other = cell(tmp_path, "teacher", x=3), cell(tmp_path, "other", x=9)
+    store = cell(tmp_path, "store", needs=("teacher",), x=4)
+    grid = [teacher, other, store, cell(tmp_path, "student", needs=("store", "other"), x=5)]
+    run_cells(grid, folder=tmp_path)
+    (tmp_path / "cells" / "teacher.json").unlink()
+    run_cells([teacher, other], folder=tmp_path)  # as a sitting that is killed before it comes to the rest
+    capsys.readouterr()
+    result = run_cells(grid, folder=tmp_path)
+    assert result.skipped == ("teacher", "other")
+    err = capsys.readouterr().err
+    assert "store: it needs teacher, which was run again since; it is run again" in err
+    assert "student: it needs store, which has no result; it is run again" in err
+    assert run_cells(grid, folder=tmp_path).skipped == ("teacher", "other", "store", "student")
+
+
+def test_results_of_before_it_was_kept_what_they_needed_are_still_skipped(tmp_path: Path) -> None:
+    grid = [cell(tmp_path, "a", x=3), cell(tmp_path, "b", needs=("a",), x=4)]
+    run_cells(grid, folder=tmp_path)
+    for name in ("a", "b"):
+        path = tmp_path / "cells" / f"{name}.json"
+        document = json.loads(path.read_text())
+        del document["needed"]
+        path.write_text(json.dumps(document))
+    assert run_cells(grid, folder=tmp_path).skipped == ("a", "b")
+
+
 def test_an_old_result_does_not_outlive_a_failure_under_its_name(tmp_path: Path) -> None:
     run_cells([cell(tmp_path, "a", x=3)], folder=tmp_path)
     run_cells([cell(tmp_path, "a", fail, x=4)], folder=tmp_path)
