@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.cache_folder import cache_folder
 from kdcache.datasets.sequences import TokenSource
 from kdcache.datasets.source import ArraySource, DataSource
 from kdcache.errors import ConfigError, IncompatibleError
@@ -65,7 +66,7 @@ def content_digest(source: DataSource, *, fresh: bool = False) -> str:
     Arrays begin with their dtype and row shape, files with the word "files"; token rows are hashed as whole arrays, see
     `TokenSource.content`. A source of identity "weak" has no raw
     bytes: its digest covers labels and length only. The result is remembered on the source, and for file-backed
-    sources under the user's cache folder (KDCACHE_CACHE_DIR, else ~/.cache/kdcache); `fresh` reads everything again.
+    sources under the user's cache folder (`cache_folder`); `fresh` reads everything again.
     """
     known = None if fresh else getattr(source, "_content_digest", None)
     if isinstance(known, str):
@@ -222,11 +223,6 @@ def _compute_content_digest(source: DataSource) -> str:
         digest.update(len(raw).to_bytes(8, "little"))
         digest.update(raw)
     return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """The user's cache folder: KDCACHE_CACHE_DIR, else ~/.cache/kdcache. It need not exist."""
-    return Path(os.environ.get("KDCACHE_CACHE_DIR") or Path.home() / ".cache" / "kdcache")
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
+from kdcache.cache_folder import cache_folder
 from kdcache.errors import ConfigError, RemoteError
 from kdcache.models.weights import save_weights
 from kdcache.nearest import did_you_mean
@@ -56,8 +56,7 @@ def timm_weights(name: str, weights: str) -> Path:
             f"weights {weights!r}: neither a file nor {PRETRAINED!r}, which timm:{name} would need",
             hint=f"give --weights FILE or --weights {PRETRAINED}",
         )
-    root = Path(os.environ.get("KDCACHE_CACHE_DIR") or Path.home() / ".cache" / "kdcache")
-    path = root / "timm" / f"{name}.safetensors"
+    path = cache_folder() / "timm" / f"{name}.safetensors"
     if not path.is_file():
         try:
             model = timm.create_model(name, pretrained=True)

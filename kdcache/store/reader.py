@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.cache_folder import cache_folder
 from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError, UnfinishedStoreError
 from kdcache.specs import StoreManifest
 from kdcache.store.block_reader import (
@@ -39,7 +40,6 @@ from kdcache.store.mirror import Mirror
 from kdcache.store.resident import (
     LoadedView,
     ViewColumns,
-    default_cache,
     free_memory,
     load_view,
     load_view_mapped,
@@ -120,7 +120,7 @@ def open_reader(
     if copy_to is not None:
         mirror = Mirror(root, copy_to, layout)
     else:
-        mirror = Mirror.in_cache(root, manifest, layout, Path(cache) if cache is not None else default_cache())
+        mirror = Mirror.in_cache(root, manifest, layout, Path(cache) if cache is not None else cache_folder())
     return StoreReader(
         mirror.root, manifest, digests, ram_budget=ram_budget, cache=cache, threads=threads, mirror=mirror
     )
@@ -153,7 +153,7 @@ class StoreReader:
         self._digests = digests
         self._static: dict[str, NDArray[Any]] | None = None
         self._ram_budget = ram_budget
-        self._cache = Path(cache) if cache is not None else default_cache()
+        self._cache = Path(cache) if cache is not None else cache_folder()
         self._threads = threads if threads is not None else len(os.sched_getaffinity(0))
         self._rows: dict[str, NDArray[Any]] | None = None
         self._current: LoadedView | None = None

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from kdcache.cache_folder import cache_folder
 from kdcache.canonical import digest_of
 from kdcache.errors import CorruptStoreError, IncompatibleError, KdcacheError
 from kdcache.progress import note
@@ -31,7 +32,6 @@ from kdcache.store.manifest_file import ROOT_FILE, read_manifest, write_manifest
 from kdcache.store.mirror import Mirror
 from kdcache.store.publish import CONNECTIONS, Publisher, published_at, refuse_other
 from kdcache.store.remote_lease import RemoteLease
-from kdcache.store.resident import default_cache
 
 LOOK_SECONDS = 0.2  # between two looks for blocks that were committed
 WAITING_BLOCKS = 2 * CONNECTIONS  # that may wait for an upload; the others wait on the disk
@@ -74,7 +74,7 @@ def written_at(location: str, manifest: StoreManifest) -> Iterator[str]:
 def staging_folder(target: Location, manifest: StoreManifest) -> Path:
     """Where a store is written before it is at its URL: named by the URL, the store and its number of views."""
     name = digest_of([str(target), manifest.store_id, manifest.num_views])[:32]
-    return default_cache() / "staging" / name
+    return cache_folder() / "staging" / name
 
 
 def _refuse_published(target: Location, wanted: StoreManifest) -> None:
@@ -182,7 +182,7 @@ def _is_over(future: Future[None]) -> bool:
 
 def _keep_as_copy(staging: Path, sealed: StoreManifest) -> None:
     """The staging store becomes the local copy that readers of the URL would otherwise fetch."""
-    copy = default_cache() / sealed.root_digest / "store"
+    copy = cache_folder() / sealed.root_digest / "store"
     with suppress(OSError):  # the copy exists, or its folder cannot be made: then it is fetched when it is needed
         if not copy.exists():
             make_folder(copy.parent)

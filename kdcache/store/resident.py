@@ -267,12 +267,6 @@ def free_memory() -> int:
     return 4 * 2**30
 
 
-def default_cache() -> Path:
-    """Where memory-map caches lie: KDCACHE_CACHE, else the user's cache folder."""
-    stated = os.environ.get("KDCACHE_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    return Path(stated) / "kdcache" if stated else Path.home() / ".cache" / "kdcache"
-
-
 def refuse_bomb(root: Path, manifest: StoreManifest, layout: Mapping[str, ArrayLayout], view: int) -> None:
     """Look at the chunk files' sizes before any memory is taken for a view.
 

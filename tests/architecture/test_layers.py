@@ -51,6 +51,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "errors",
             "html",
             "canonical",
+            "cache_folder",
             "seeding",
             "progress",
             "version",
