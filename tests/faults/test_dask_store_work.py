@@ -12,6 +12,7 @@ import pytest
 
 from kdcache.derive import DeriveConfig, derive
 from kdcache.errors import RemoteError
+from kdcache.join import JoinConfig, join
 from kdcache.merge import MergeConfig, merge
 from kdcache.parallel.store_arrays import to_dask
 from kdcache.stats import StoreStats, store_stats
@@ -42,7 +43,7 @@ def figures(stats: StoreStats) -> StoreStats:
 
 
 def test_every_command_gives_what_one_process_gives(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_url: str, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, labels = random_logits(700, 12)
     views = [first, first + random_logits(700, 12, seed=3)[0]]
@@ -64,13 +65,21 @@ def test_every_command_gives_what_one_process_gives(
     many = merge(MergeConfig(stores=("a", "b"), out="shared-mean", dask=cluster.address))
     assert (one.bound_mean, one.bound_max, one.root_digest) == (many.bound_mean, many.bound_max, many.root_digest)
     assert store_bytes(tmp_path / "shared-mean") == store_bytes(tmp_path / "mean")
+    for start, stop in ((0, 300), (300, 700)):
+        derive(DeriveConfig(store="a", out=f"rows-{start}", rows=(start, stop)))
+    join(JoinConfig(stores=("rows-0", "rows-300"), out="joined"))
+    join(JoinConfig(stores=("rows-0", "rows-300"), out="shared-joined", dask=cluster.address))
+    assert store_bytes(tmp_path / "shared-joined") == store_bytes(tmp_path / "joined")
     push("a", "copy", force=force)
     assert store_bytes(tmp_path / "copy") == store_bytes(tmp_path / "a")
-    with distributed.Client(cluster.address, set_as_default=False) as client:
-        arrays = to_dask("a")
-        right = client.compute((arrays.index[..., 0] == arrays.label).mean(axis=0).sum()).result(timeout=60)
+    push("a", s3_url, force=force)
     index = np.stack([open_reader("a").view(view).topk_index[:, 0] for view in range(2)])
-    assert right == pytest.approx((index == open_reader("a").labels).mean(axis=0).sum())
+    expected = (index == open_reader("a").labels).mean(axis=0).sum()
+    with distributed.Client(cluster.address, set_as_default=False) as client:
+        for place in ("a", s3_url):  # the workers fetch a remote store's blocks themselves
+            arrays = to_dask(place)
+            right = client.compute((arrays.index[..., 0] == arrays.label).mean(axis=0).sum()).result(timeout=60)
+            assert right == pytest.approx(expected)
 
 
 def test_killed_workers_cost_their_task_or_their_block(cluster: Cluster, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from kdcache.store.verify import verify_store
 from kdcache.workers.store_work import push, verify
 from kdcache.workers.tasks import Workforce
 from tests.faults.test_dump_faults import one_error
+from tests.logit_store import random_logits, write_logit_store
 from tests.store_cases import store_bytes
 
 Captured = pytest.CaptureFixture[str]
@@ -44,6 +45,28 @@ def test_workers_name_the_same_bad_blocks_in_the_same_order(damaged: Path, store
     assert json.loads(capsys.readouterr().out)["blocks_checked"] == 12
 
 
+def test_statistics_and_new_stores_by_processes_are_those_of_one(tmp_path: Path, capsys: Captured) -> None:
+    """`stats`, `derive` and `merge` on the command line: every figure and every byte."""
+    first, labels = random_logits(700, 12)
+    views = [first, first + random_logits(700, 12, seed=3)[0]]
+    write_logit_store(tmp_path / "a", views, labels, topk=5)
+    write_logit_store(tmp_path / "b", [view * 1.5 for view in views], labels, topk=4, source="other")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    told = []
+    for count in ("1", "2"):
+        capsys.readouterr()
+        assert run(["stats", a, "--workers", count, "--json", "-q"]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        told.append({name: value for name, value in figures.items() if name not in ("seconds", "rows_per_second")})
+        part, mean = str(tmp_path / f"part-{count}"), str(tmp_path / f"mean-{count}")
+        small = ["--topk", "3", "--rows", "100:650", "--class-mean", "2"]
+        assert run(["derive", a, part, *small, "--workers", count, "-q"]) == 0
+        assert run(["merge", a, b, "--out", mean, "--workers", count, "-q"]) == 0
+    assert told[0] == told[1]
+    assert store_bytes(tmp_path / "part-1") == store_bytes(tmp_path / "part-2")
+    assert store_bytes(tmp_path / "mean-1") == store_bytes(tmp_path / "mean-2")
+
+
 def test_workers_in_two_ways_are_refused(store: Path, tmp_path: Path, capsys: Captured) -> None:
     two = ("--workers", "2", "--dask", "tcp://127.0.0.1:1")
     out = str(tmp_path / "out")
@@ -51,6 +74,8 @@ def test_workers_in_two_ways_are_refused(store: Path, tmp_path: Path, capsys: Ca
         ["verify", str(store)],
         ["stats", str(store)],
         ["derive", str(store), out],
+        ["merge", str(store), out, "--out", out],
+        ["join", str(store), out, "--out", out],
         ["push", str(store), out],
     ):
         assert run([*words, *two]) == 2
