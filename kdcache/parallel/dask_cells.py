@@ -52,7 +52,7 @@ class DaskCells:
         before, self._workers = self._workers, self._cluster.workers()
         for address in sorted(before.keys() - self._workers.keys()):
             note(f"the worker {address} was lost; what it ran goes to another one")
-        return [self._ended(name, task) for name, task in tuple(self._tasks.items()) if task.status != "pending"]
+        return [self._ended(name, task) for name, task in tuple(self._tasks.items()) if self._cluster.is_done(task)]
 
     def close(self) -> None:
         """Take back what has not begun and end the connection; what runs goes on to its end."""

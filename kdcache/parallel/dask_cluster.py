@@ -6,6 +6,7 @@ Tasks get and return text; what they do is the caller's function, which must be 
 from __future__ import annotations
 
 import logging
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -84,19 +85,39 @@ class DaskCluster:
         key = f"kdcache-{uuid.uuid4().hex}"
         return self._client.submit(function, text, key=key, retries=0, pure=False, **where)
 
-    def report(self, task: Any) -> str | None:
-        """What an ended task returned; None when its worker was lost.
+    def is_done(self, task: Any) -> bool:
+        """Whether a task will change no more. One whose result was lost with its worker runs again elsewhere."""
+        return task.status not in ("pending", "lost")
+
+    def report(self, task: Any, *, worker: str | None = None) -> str | None:
+        """What an ended task returned, however long that takes to arrive; None when its worker was lost.
+
+        Args:
+            task: done, or of a worker that is gone.
+            worker: the only one that may run it, as in `submit`.
 
         Raises:
-            RemoteError: a worker cannot run the function, or the scheduler was lost while the answer was fetched.
+            RemoteError: a worker cannot run the function, or the scheduler was lost.
         """
-        try:
-            if task.status == "finished":
-                return str(task.result(timeout=CONNECT_SECONDS))
-            error = task.exception(timeout=CONNECT_SECONDS) if task.status == "error" else None
-        except (OSError, TimeoutError) as lost:
-            raise self._lost() from lost
+        error: BaseException | None = None
+        while task.status == "finished" or (task.status == "lost" and worker is None):
+            try:
+                return str(task.result(timeout=ANSWER_SECONDS))
+            except (OSError, TimeoutError):
+                # Slow, or gone with its worker: then another one does it again, unless it was that one's alone.
+                if worker not in (None, *self.workers()):
+                    break
+            except Exception as raised:  # noqa: BLE001 - it was tried again and failed: told apart below
+                error = raised
+                break
+        if task.status == "error" and error is None:
+            try:
+                error = task.exception(timeout=LOST_SECONDS)
+            except (OSError, TimeoutError) as lost:
+                raise self._lost() from lost
         task.release()
+        if not self.runs:
+            raise self._lost() from error
         if error is None or type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError"):
             return None
         raise RemoteError(
@@ -135,12 +156,27 @@ def _connect(scheduler: str) -> Any:
             f"--dask {scheduler}: dask.distributed is not installed here", hint="pip install 'kdcache[dask]'"
         ) from error
     _silence_dask()
+    connect: Any = Client  # untyped where it is installed, unknown where it is not
+    deadline = time.monotonic() + LOST_SECONDS
+    while True:
+        try:
+            return connect(scheduler, timeout=CONNECT_SECONDS, set_as_default=False, name="kdcache")
+        except (OSError, TimeoutError, ValueError) as error:
+            if not isinstance(error, ValueError) and time.monotonic() < deadline and _listens(scheduler):
+                note(f"{scheduler}: something listens there, but no Dask scheduler answers yet; waiting")
+                continue
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RemoteError(
+                f"{scheduler}: no Dask scheduler answers ({first})",
+                hint="dask scheduler starts one and prints its address; dask worker ADDRESS joins it",
+            ) from error
+
+
+def _listens(scheduler: str) -> bool:
+    """Whether a port takes connections: then its scheduler may only be busy, or stopped for a moment."""
+    host, _, port = scheduler.rpartition("://")[2].rpartition(":")
     try:
-        connect: Any = Client  # untyped where it is installed, unknown where it is not
-        return connect(scheduler, timeout=CONNECT_SECONDS, set_as_default=False, name="kdcache")
-    except (OSError, TimeoutError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RemoteError(
-            f"{scheduler}: no Dask scheduler answers ({first})",
-            hint="dask scheduler starts one and prints its address; dask worker ADDRESS joins it",
-        ) from error
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True

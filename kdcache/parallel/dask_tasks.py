@@ -71,7 +71,7 @@ class DaskTasks:
             self._next_look = time.monotonic() + LOOK_SECONDS
 
     def _reply(self, task: Any) -> str:
-        while task.status == "pending":
+        while not self._cluster.is_done(task):
             time.sleep(WAIT_SECONDS)
             self._look()
         reply = self._cluster.report(task)

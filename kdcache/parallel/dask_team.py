@@ -45,10 +45,10 @@ class DaskTeam:
         workers = self._cluster.workers()
         reports: list[str | None] = []
         for address, task in tuple(self._tasks.items()):
-            if task.status == "pending" and address in workers:
+            if not self._cluster.is_done(task) and address in workers:
                 continue
             del self._tasks[address]
-            reports.append(self._cluster.report(task))
+            reports.append(self._cluster.report(task, worker=address))
         return reports
 
     def stop(self) -> None:
@@ -56,7 +56,7 @@ class DaskTeam:
         tasks, self._tasks = self._tasks, {}
         deadline = time.monotonic() + END_SECONDS
         while self._cluster.runs and time.monotonic() < deadline:
-            if all(task.status != "pending" for task in tasks.values()):
+            if all(self._cluster.is_done(task) for task in tasks.values()):
                 break
             time.sleep(0.05)
         for task in tasks.values():

@@ -66,7 +66,7 @@ class Cluster:
         self.scheduler = stack.enter_context(
             process(folder, *words, "--scheduler-file", str(self.file), name="scheduler")
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not self.file.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         self.address = str(json.loads(self.file.read_text())["address"])
@@ -77,7 +77,7 @@ class Cluster:
         words = ("distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads", "1", "--no-dashboard")
         folder = self.folder / f"worker-{number}"  # not where the data is: paths must be absolute
         folder.mkdir()
-        worker = process(folder, *words, "--death-timeout", "30", *more, name="worker", inside=inside)
+        worker = process(folder, *words, "--death-timeout", "120", *more, name="worker", inside=inside)
         self.workers.append(self._stack.enter_context(worker))
 
 

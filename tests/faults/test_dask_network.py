@@ -11,7 +11,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,18 +20,20 @@ import pytest
 
 from kdcache.errors import RemoteError
 from kdcache.parallel import dask_cluster
+from kdcache.store.claims import CLAIMS_FOLDER
+from kdcache.store.holder import read_holder
 from kdcache.store.verify import verify_store
 from tests.faults.test_dask_dump import Cluster
 from tests.faults.test_dump_faults import one_error
-from tests.faults.test_shared_dump import VIEWS, wait_for_blocks
+from tests.faults.test_shared_dump import VIEWS, committed, wait_for_blocks
 from tests.integration.distill_setup import finish, start
-from tests.integration.small_world import World, make_world
+from tests.integration.small_world import Gate, World, make_world
 from tests.store_cases import store_bytes
 
 pytest.importorskip("distributed", reason="the extra dask is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # minutes, on a busy machine many
 NOWHERE = "02:00:00:00:00:99"  # a hardware address that nobody has
-PATIENCE = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s"}  # dask refuses less than 12 s
+PATIENCE = "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP"  # dask refuses less than 12 s
 
 
 class Link:
@@ -99,18 +102,26 @@ def link() -> Iterator[Link]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Data and teachers, and the store of the slow one as a single process makes it."""
+    """Data and teachers, and the store of the gated one as a single process makes it."""
     world = make_world(tmp_path_factory.mktemp("world"))
-    straight = world.dump("slow", out=str(world.folder / "straight.zarr"))
-    finish(start(world.folder, "-m", "kdcache", *straight, *VIEWS, "-q", variables={"KDCACHE_TEST_CALM": "1"}))
+    straight = world.dump("gated", out=str(world.folder / "straight.zarr"))
+    finish(start(world.folder, "-m", "kdcache", *straight, *VIEWS, "-q"))
     return world
 
 
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Holds the dump of tmp_path/store.zarr at 2 of its 12 blocks, so that the cut comes in its middle."""
+    gate = Gate(tmp_path / "gate", tmp_path / "store.zarr")
+    gate.hold(2)
+    monkeypatch.setenv("KDCACHE_TEST_GATE", str(gate.path))
+    return gate
+
+
 @contextmanager
-def cluster_over(link: Link, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster with one worker, at this end of the link."""
-    for name, value in PATIENCE.items():
-        monkeypatch.setenv(name, value)
+def cluster_over(link: Link, folder: Path, monkeypatch: pytest.MonkeyPatch, *, patience: int = 15) -> Iterator[Cluster]:
+    """A cluster with one worker, at this end of the link; dask gives a silent connection up after so many seconds."""
+    monkeypatch.setenv(PATIENCE, f"{patience}s")
     with ExitStack() as stack:
         cluster = Cluster(folder, stack, host=link.here)
         cluster.add_worker("--host", link.here)
@@ -138,13 +149,13 @@ def test_a_connection_that_goes_silent_is_one_error(link: Link, tmp_path: Path) 
     """The client alone: answers, then none; it says so, closes, and leaves no traceback."""
     with ExitStack() as stack:
         scheduler = Cluster(tmp_path, stack, host=link.here)
-        client = start(tmp_path, "-c", ASKING, scheduler.address, inside=link.inside, variables=PATIENCE)
+        client = start(tmp_path, "-c", ASKING, scheduler.address, inside=link.inside, variables={PATIENCE: "15s"})
         assert client.stdout is not None
         lines = iter(client.stdout.readline, "")
         assert next(lines) == "connected\n"
         assert next(lines) == "0\n"
         link.cut()
-        out, err = client.communicate(timeout=400)
+        out, err = client.communicate(timeout=1500)
         *_, lost, closed = out.splitlines()
         assert "scheduler was lost; kept" in lost
         assert closed == "closed"
@@ -170,54 +181,73 @@ def test_a_scheduler_that_is_slow_is_waited_for(tmp_path: Path, monkeypatch: pyt
 
 
 def dump_words(world: World, store: Path, cluster: Cluster) -> list[str]:
-    words = world.dump("slow", out=str(store))
+    words = world.dump("gated", out=str(store))
     return ["-m", "kdcache", *words, *VIEWS, "--json", "--dask", cluster.address]
 
 
+def holders_of_claims(store: Path) -> set[int]:
+    """Processes that hold a block now."""
+    found = (read_holder(store, str(path.relative_to(store))) for path in (store / CLAIMS_FOLDER).glob("*.json"))
+    return {holder.pid for holder in found if holder is not None}
+
+
+def wait_until(there: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 1500
+    while not there():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
 def test_a_worker_that_nobody_reaches_loses_nothing(
-    world: World, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, link: Link, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The far worker keeps the disk and loses the network: its blocks count, and the dump ends as it should."""
-    store = tmp_path / "store.zarr"
-    with cluster_over(link, tmp_path, monkeypatch) as cluster:
+    with cluster_over(link, tmp_path, monkeypatch, patience=120) as cluster:
         cluster.add_worker("--host", link.there, inside=link.inside)
-        client = start(world.folder, *dump_words(world, store, cluster))
-        wait_for_blocks(client, store, 2)
+        near, far = cluster.workers
+        client = start(world.folder, *dump_words(world, gate.store, cluster))
+        wait_until(lambda: holders_of_claims(gate.store) == {near.pid, far.pid}, "both workers claim a block")
         link.cut()
+        near.send_signal(signal.SIGSTOP)  # so that whatever is committed now is the far worker's
+        before = committed(gate.store)
+        gate.open()
+        wait_for_blocks(client, gate.store, before + 3)
+        near.send_signal(signal.SIGCONT)
         assert json.loads(finish(client))["rows_written"] == 4 * 700
-    assert store_bytes(store) == store_bytes(world.folder / "straight.zarr")
+    assert store_bytes(gate.store) == store_bytes(world.folder / "straight.zarr")
 
 
 def test_a_short_interruption_is_waited_out(
-    world: World, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, link: Link, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client is cut off for less than dask's patience: no error, the same store."""
-    store = tmp_path / "store.zarr"
-    with cluster_over(link, tmp_path, monkeypatch) as cluster:
-        client = start(world.folder, *dump_words(world, store, cluster), inside=link.inside)
-        wait_for_blocks(client, store, 2)
+    with cluster_over(link, tmp_path, monkeypatch, patience=120) as cluster:
+        client = start(world.folder, *dump_words(world, gate.store, cluster), inside=link.inside)
+        wait_for_blocks(client, gate.store, 2)
         link.cut()
-        wait_for_blocks(client, store, 4)  # the worker goes on meanwhile
+        gate.hold(5)
+        wait_for_blocks(client, gate.store, 5)  # the worker goes on meanwhile
         link.mend()
+        gate.open()
         assert json.loads(finish(client))["rows_written"] == 4 * 700
-    assert store_bytes(store) == store_bytes(world.folder / "straight.zarr")
+    assert store_bytes(gate.store) == store_bytes(world.folder / "straight.zarr")
 
 
 def test_a_client_that_is_cut_off_ends_with_one_error_and_is_continued(
-    world: World, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, link: Link, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gives the store free, the worker notices and lives on, and the same command from elsewhere ends the work."""
-    store = tmp_path / "store.zarr"
     with cluster_over(link, tmp_path, monkeypatch) as cluster:
-        client = start(world.folder, *dump_words(world, store, cluster), inside=link.inside)
-        wait_for_blocks(client, store, 2)
+        client = start(world.folder, *dump_words(world, gate.store, cluster), inside=link.inside)
+        wait_for_blocks(client, gate.store, 2)
         link.cut()
-        _, err = client.communicate(timeout=400)
+        _, err = client.communicate(timeout=1500)
         assert client.returncode == 5, err
         one_error(err, "scheduler was lost", "continues")
-        report = verify_store(store)
+        gate.open()
+        report = verify_store(gate.store)
         assert (report.exit_code, report.problems) == (3, ())
-        result = json.loads(finish(start(world.folder, *dump_words(world, store, cluster))))
+        result = json.loads(finish(start(world.folder, *dump_words(world, gate.store, cluster))))
         assert result["rows_written"] < 4 * 700
         assert cluster.workers[0].poll() is None
-    assert store_bytes(store) == store_bytes(world.folder / "straight.zarr")
+    assert store_bytes(gate.store) == store_bytes(world.folder / "straight.zarr")

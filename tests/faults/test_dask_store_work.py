@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from tests.faults.test_dask_dump import Cluster
 from tests.logit_store import random_logits, write_logit_store
 from tests.store_cases import manifest_of, store_bytes
 from tests.unit.workers.test_filling import make
-from tests.unit.workers.work import die, echo
+from tests.unit.workers.work import die, echo, note_and_wait
 
 distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
 
@@ -96,6 +98,25 @@ def test_killed_workers_cost_their_task_or_their_block(cluster: Cluster, tmp_pat
     make(tmp_path / "straight", manifest, Workforce())
     assert sum(worker.poll() is not None for worker in cluster.workers) == 2
     assert store_bytes(tmp_path / "shared") == store_bytes(tmp_path / "straight")
+
+
+def test_an_answer_that_is_lost_with_its_worker_before_its_turn_is_made_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Answers wait for those before them on the worker that gave them; it is killed while the first is not there."""
+    cluster.add_worker()
+    orders = [{"number": number, "folder": str(tmp_path)} for number in range(2)]
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(list, in_order(Workforce(dask=cluster.address), note_and_wait, orders))
+        while not all((tmp_path / f"did-{number}").exists() for number in (0, 1)):
+            assert not answers.done()
+            time.sleep(0.05)
+        first, holder = ((tmp_path / f"did-{number}").read_text().strip() for number in (0, 1))
+        assert holder != first
+        time.sleep(1)  # until the scheduler has heard that it is done; too early, and the task is simply given again
+        next(worker for worker in cluster.workers if worker.pid == int(holder)).kill()
+        time.sleep(1)  # until the client has heard that it is lost
+        (tmp_path / "end").touch()
+        assert answers.result(timeout=120) == [b"0", b"1"]
+    assert (tmp_path / "did-1").read_text().split() == [holder, first]
 
 
 def test_a_lost_scheduler_is_one_error(cluster: Cluster) -> None:

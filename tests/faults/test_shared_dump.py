@@ -48,11 +48,16 @@ def workers_of(parent: int) -> list[int]:
     return [int(line[0]) for line in lines if "dump_worker" in line[1]]
 
 
+def committed(store: Path) -> int:
+    """Blocks of an unfinished store that are committed."""
+    return len(list((store / ".kdcache" / "ledger").glob("*.json")))
+
+
 def wait_for_blocks(process: subprocess.Popen[str], store: Path, count: int) -> None:
     """Until so many blocks are committed."""
-    deadline = time.monotonic() + 400  # seconds; a busy machine takes minutes to start three processes
+    deadline = time.monotonic() + 1500  # pytest's own limit is shorter; a busy machine takes minutes to start three
     while process.poll() is None and time.monotonic() < deadline:
-        if len(list((store / ".kdcache" / "ledger").glob("*.json"))) >= count:
+        if committed(store) >= count:
             return
         time.sleep(0.02)
     raise AssertionError(process.communicate()[1] if process.poll() is not None else "no blocks were committed")

@@ -92,6 +92,6 @@ def start(
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for success; stdout."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1500)
     assert process.returncode == 0, err
     return out

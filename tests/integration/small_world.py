@@ -21,6 +21,7 @@ TEACHERS = '''
 """Teachers for the tests: `good`, and one for each way of going wrong."""
 
 import os
+import pathlib
 import time
 
 import torch
@@ -84,6 +85,23 @@ class Slow(Brightness):
         return super().forward(images)
 
 
+class Gated(Brightness):
+    """Waits while the file KDCACHE_TEST_GATE holds the dump: a store, and how many of its blocks may be committed."""
+
+    def forward(self, images):
+        while held(os.environ.get("KDCACHE_TEST_GATE", "")):
+            time.sleep(0.02)
+        return super().forward(images)
+
+
+def held(gate):
+    try:
+        store, blocks = pathlib.Path(gate).read_text().split("\\n") if gate else ("", "0")
+    except OSError:
+        return False
+    return bool(store) and len(list(pathlib.Path(store, ".kdcache", "ledger").glob("*.json"))) >= int(blocks)
+
+
 def good(num_classes, input_shape):
     return Brightness(num_classes), scaled
 
@@ -114,9 +132,34 @@ def slow(num_classes, input_shape):
     return Slow(num_classes), scaled
 
 
+def gated(num_classes, input_shape):
+    return Gated(num_classes), scaled
+
+
 def failing(num_classes, input_shape):
     raise RuntimeError("no weights today")
 '''
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Holds dumps of the `gated` teacher at a number of blocks, however fast or slow the machine is.
+
+    Processes find it by the variable KDCACHE_TEST_GATE, its path.
+    """
+
+    path: Path
+    store: Path
+
+    def hold(self, blocks: int) -> None:
+        """Let no forward pass begin once so many blocks are committed; those under way still end."""
+        new = self.path.with_suffix(".new")
+        new.write_text(f"{self.store}\n{blocks}")
+        new.replace(self.path)
+
+    def open(self) -> None:
+        """Hold nothing any more."""
+        self.path.unlink()
 
 
 @dataclass(frozen=True)
