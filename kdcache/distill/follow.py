@@ -3,6 +3,9 @@
 Before an epoch every block of its views is waited for and verified. What was read is remembered in the run folder, one
 digest a view; when the store is sealed these are compared with its ledger, and only then is the run finished. A
 finished run is the same, file by file, as one that began when the store was sealed.
+
+Under torchrun every process looks at the files itself and waits by itself, so that no message between them can time
+out. They agree on the rest: all follow if one of them does, and what one has read all have read.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from kdcache.loader.target_store import TargetStore, open_store
 from kdcache.models.weights import write_atomically
 from kdcache.progress import note
 from kdcache.store.find import only_store
-from kdcache.store.growing import GrowingStore, find_growing
+from kdcache.store.growing import GrowingStore, find_growing, just_sealed
 from kdcache.store.lease import holder_of
 from kdcache.store.reader import StoreReader, open_reader
 from kdcache.store.roots import root_of
+from kdcache.training.processes import Processes
 from kdcache.training.runs import RunFolder, check_same, read_document
 
 READ_FILE = "followed.json"  # in the run folder until the store is sealed: view (or "static") -> digest of its bytes
@@ -31,21 +35,22 @@ FOLLOWED = "followed"  # in config.json until the store is sealed: what is known
 
 
 class Follower:
-    """The waiting and the remembering of one followed run."""
+    """The waiting and the remembering of one followed run, in each of its processes.
 
-    def __init__(self, growing: GrowingStore, device: torch.device) -> None:
+    Attributes:
+        store: the growing store's targets.
+        root_digest: of the sealed store once `settle` has proved that it is what was read; "" before.
+    """
+
+    def __init__(self, growing: GrowingStore, processes: Processes) -> None:
         self._growing = growing
+        self._processes = processes
         self._reader = growing.reader()
-        self.store = TargetStore(self._reader, device=device)
+        self.store = TargetStore(self._reader, device=processes.device)
+        self.root_digest = ""  # not as soon as a look finds it sealed: the processes do not look at one moment
         self._read: dict[str, str] = {}
         self._folder: RunFolder | None = None
         note(f"following {growing.root}: {growing.progress()}")
-
-    @property
-    def root_digest(self) -> str:
-        """Of the sealed store; "" while it is not."""
-        sealed = self._growing.sealed
-        return "" if sealed is None else sealed.manifest.root_digest
 
     def ready(self, views: Iterable[int], topk: int) -> None:
         """Wait for views of the store, verify and decode them.
@@ -53,11 +58,17 @@ class Follower:
         Raises:
             UnfinishedStoreError: nobody writes the store any more.
             CorruptStoreError: a view is damaged and nobody repairs it.
-            IncompatibleError: the run has read other bytes of it before.
+            IncompatibleError: the run has read other bytes of it before, or another process did now.
         """
         for view in views:
             self._load(view, topk)
             self._remember(str(view), self._reader.view_digest(view))
+        if not self._processes.same(json.dumps(self._read, sort_keys=True)):
+            raise IncompatibleError(
+                f"{self._reader.location}: the training processes have read different bytes of it; expected the same "
+                "ones: a block was repaired between two looks, or the machines do not see the same files",
+                hint="the same command with --resume reads it again",
+            )
         self._save()
 
     def attach(self, folder: RunFolder) -> None:
@@ -85,7 +96,9 @@ class Follower:
         """
         sealed = self._growing.wait_for_seal()
         _check_read(sealed, self._read)
+        self._processes.wait()  # until every process has proved it: what is named now is not asked again
         _name_store(folder, started, sealed)
+        self.root_digest = sealed.manifest.root_digest
 
     def _load(self, view: int, topk: int) -> None:
         tries = 0
@@ -107,7 +120,7 @@ class Follower:
             write_atomically(self._folder.path / READ_FILE, json.dumps(self._read, sort_keys=True).encode())
 
 
-def open_for_training(config: DistillConfig, device: torch.device) -> tuple[TargetStore, Follower | None]:
+def open_for_training(config: DistillConfig, processes: Processes) -> tuple[TargetStore, Follower | None]:
     """The store of a request, and its follower when it is followed while it grows.
 
     Raises:
@@ -117,11 +130,13 @@ def open_for_training(config: DistillConfig, device: torch.device) -> tuple[Targ
     if config.follow_timeout < 0:
         raise ConfigError(f"follow_timeout: expected 0 or more seconds, found {config.follow_timeout:g}")
     location = config.store or only_store().location
-    if config.follow and (growing := find_growing(location, timeout=config.follow_timeout)) is not None:
-        follower = Follower(growing, device)
-        return follower.store, follower
+    if config.follow:
+        growing = find_growing(location, timeout=config.follow_timeout)
+        if processes.any(growing is not None):  # it may have been sealed between the looks of two processes
+            follower = Follower(growing or just_sealed(location, timeout=config.follow_timeout), processes)
+            return follower.store, follower
     try:
-        return open_store(location, device=device), None
+        return open_store(location, device=processes.device), None
     except UnfinishedStoreError as error:
         root = root_of(location)
         writer = holder_of(root) if isinstance(root, Path) else None

@@ -62,7 +62,7 @@ class DistillPlan:
     def __init__(self, config: DistillConfig, processes: Processes) -> None:
         self._config = config
         self._processes = processes
-        self.store, self.follower = open_for_training(config, processes.device)
+        self.store, self.follower = open_for_training(config, processes)
         self._dataset = config.dataset or self.store.manifest.dataset.card
         if not self._dataset:
             raise ConfigError(f"{self.store.location} names no data card", hint="name the data set with --dataset")

@@ -25,6 +25,7 @@ def distill(config: DistillConfig) -> RunResult:
     """
     with joined_processes(config.device) as processes:
         plan = DistillPlan(config, processes)
+        processes.wait()  # all have named the run folder, before the first one makes it and changes the next free name
         folder = RunFolder(plan.folder, writes=processes.is_first, keep_every=config.keep_every)
         if config.resume and plan.follower is None:
             settle_earlier(folder, plan.decides(), plan.store)

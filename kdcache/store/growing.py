@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kdcache.errors import ConfigError, CorruptStoreError, IncompatibleError, ResourceError, UnfinishedStoreError
@@ -209,6 +210,17 @@ def find_growing(location: str | Path, *, timeout: float) -> GrowingStore | None
             f"{root}: kdcache {maker} is writing this store; only a dump is followed", hint="wait until it is sealed"
         )
     return GrowingStore(root, manifest, timeout=timeout)
+
+
+def just_sealed(location: str | Path, *, timeout: float) -> GrowingStore:
+    """A store that is sealed by now, as one that grows: for who goes on with others that saw it grow.
+
+    Args:
+        location, timeout: as `find_growing`.
+    """
+    root = root_of(location)
+    assert isinstance(root, Path)  # others have seen it grow
+    return GrowingStore(root, replace(read_manifest(root), complete=False, root_digest=""), timeout=timeout)
 
 
 def _wait_for_root_file(root: Path, timeout: float) -> None:

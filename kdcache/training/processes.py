@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,20 @@ class Processes:
         if self.world_size > 1:
             torch.distributed.all_reduce(value)
         return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in at least one process; told to all."""
+        return bool(self.sum(torch.tensor([int(flag)], device=self.device)))
+
+    def same(self, text: str) -> bool:
+        """Whether all processes say the same; told to all."""
+        if self.world_size == 1:
+            return True
+        digest = hashlib.sha256(text.encode()).digest()
+        mine = torch.tensor(list(digest), dtype=torch.int64, device=self.device)
+        first = mine.clone()
+        torch.distributed.broadcast(first, 0)
+        return not self.any(not torch.equal(mine, first))
 
     def wait(self) -> None:
         """Until every process is here."""
