@@ -65,9 +65,11 @@ def gate(world: World, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return gate
 
 
-def by_two(world: World, *words: str) -> str:
-    """What two processes say about a command over a sealed store."""
-    return finish(start(world.folder, *TORCHRUN, str(free_port()), "-m", "kdcache", *words))
+def by_two(world: World, *words: str) -> None:
+    """Run a command over a sealed store in two processes."""
+    both = [start(world.folder, "-m", "kdcache", *words, variables=variables) for variables in ranks(free_port())]
+    for process in both:
+        finish(process)
 
 
 def test_processes_tell_each_other(tmp_path: Path) -> None:
