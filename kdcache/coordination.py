@@ -29,8 +29,12 @@ class Team(Protocol):
         """Reports of workers that ended since the last call; None for one that was killed."""
         ...
 
-    def stop(self) -> None:
-        """End all workers, at once, and wait until they are gone. Safe to call twice."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End all workers and wait until they are gone. Safe to call twice.
+
+        Args:
+            at_once: the work failed or was interrupted: workers that only end by themselves are not waited for.
+        """
         ...
 
 

@@ -199,8 +199,10 @@ def _fill_with_team(writer: StoreWriter, name: str, team: Team, progress: Progre
     writer.share(name)
     try:
         coordinate(writer, team, progress)
-    finally:
-        team.stop()
+    except BaseException:
+        team.stop(at_once=True)
+        raise
+    team.stop()
 
 
 def _fill_with_ranks(writer: StoreWriter, rank: Rank, location: str, run: TeacherRun, progress: Progress) -> None:

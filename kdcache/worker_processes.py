@@ -56,8 +56,8 @@ class ProcessTeam:
         """Of the workers that were started and not yet found ended."""
         return tuple(process.pid for process in self._processes if process is not None)
 
-    def stop(self) -> None:
-        """End all workers and wait for them."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End all workers and wait for them; they end at once in any case."""
         running = [process for process in self._processes if process is not None]
         self._processes = [None] * len(self._orders)
         for process in running:

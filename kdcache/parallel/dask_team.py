@@ -51,10 +51,14 @@ class DaskTeam:
             reports.append(self._cluster.report(task, worker=address))
         return reports
 
-    def stop(self) -> None:
-        """Wait a little for the tasks, which end when nothing is left to do, and forget them."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Wait a little for the tasks, which end when nothing is left to do, and forget them.
+
+        Args:
+            at_once: something is left to do, so that they end only when they find their coordinator gone: do not wait.
+        """
         tasks, self._tasks = self._tasks, {}
-        deadline = time.monotonic() + END_SECONDS
+        deadline = time.monotonic() + (0.0 if at_once else END_SECONDS)
         while self._cluster.runs and time.monotonic() < deadline:
             if all(self._cluster.is_done(task) for task in tasks.values()):
                 break

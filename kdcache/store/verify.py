@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdcache.errors import CorruptStoreError, HostileStoreError
+from kdcache.progress import Progress
 from kdcache.specs import StoreManifest
 from kdcache.store.block_reader import (
     check_block,
@@ -133,17 +134,20 @@ def verify_store(location: str | Path, *, deep: bool = False, check_blocks: Chec
         each = block_problems(root, manifest, digests.committed(), deep=deep)
     else:
         each = check_blocks(root, digests.committed())
-    for found in each:
-        checked += not found
-        problems += found
-        if len(problems) >= MAX_PROBLEMS:
-            break
+    blocks = manifest.num_views * manifest.blocks_per_view
+    with Progress(blocks, "blocks", label="verify", keep=False) as progress:
+        for found in each:
+            checked += not found
+            problems += found
+            progress.update(1)
+            if len(problems) >= MAX_PROBLEMS:
+                break
     return VerifyReport(
         location=str(root),
         complete=manifest.complete,
         deep=deep,
         blocks_checked=checked,
-        blocks_total=manifest.num_views * manifest.blocks_per_view,
+        blocks_total=blocks,
         problems=tuple(problems),
         root_digest=manifest.root_digest,
     )

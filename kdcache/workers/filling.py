@@ -89,8 +89,10 @@ def fill(writer: StoreWriter, filling: Filling, force: Workforce, maker: Maker) 
             writer.share(run)
             try:
                 coordinate(writer, team, progress)
-            finally:
-                team.stop()
+            except BaseException:
+                team.stop(at_once=True)
+                raise
+            team.stop()
 
 
 def _team(filling: Filling, force: Workforce, run: str) -> ProcessTeam | DaskTeam:

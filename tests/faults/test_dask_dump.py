@@ -135,6 +135,25 @@ def test_a_killed_client_is_continued_on_the_same_cluster(world: World, cluster:
     assert all(worker.poll() is None for worker in cluster.workers)
 
 
+@pytest.mark.slow
+def test_ctrl_c_of_the_client_is_obeyed_at_once_and_the_dump_continues(
+    world: World, cluster: Cluster, tmp_path: Path
+) -> None:
+    """It does not wait for the workers, which end when they find it gone; the cluster lives on."""
+    store = tmp_path / "store.zarr"
+    client = dump(world, store, "--dask", cluster.address)
+    wait_for_blocks(client, store, 2)
+    client.send_signal(signal.SIGINT)
+    _, err = client.communicate(timeout=300)
+    assert client.returncode == 130
+    assert "interrupted\n  next: to continue where it stopped: kdcache dump-teacher" in err
+    assert "Traceback" not in err
+    assert not (store / ".kdcache" / "lease.json").exists()
+    result = json.loads(finish(dump(world, store, "--dask", cluster.address)))
+    assert result["rows_written"] < 4 * 700
+    assert store_bytes(store) == store_bytes(world.folder / "straight.zarr")
+
+
 def test_a_scheduler_that_does_not_answer_is_one_error(
     world: World, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
