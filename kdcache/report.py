@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,9 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method, and those settings in which runs of the same method differ."""
+    """The method, and those settings in which runs of the same method differ; another store than most runs'."""
+    read = Counter(run.get("store_key") for run in runs if _reads_store(run))
+    usual = read.most_common(1)[0][0] if read else None
     labels = []
     for run in runs:
         same = [other for other in runs if other["method"] == run["method"]]
@@ -176,10 +179,15 @@ def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, value in sorted(run.get("options", {}).items()):
             if len({str(other.get("options", {}).get(name)) for other in same}) > 1:
                 parts.append(f"{name}={value}")
-        if len({other.get("store_key") for other in runs}) > 1 and run["method"] != BASELINE:
+        if _reads_store(run) and run.get("store_key") != usual:
             parts.append(f"store={str(run.get('store_key'))[:8]}")
         labels.append(" ".join(parts))
     return labels
+
+
+def _reads_store(run: Mapping[str, Any]) -> bool:
+    """Whether the run's targets came from its store: ce and ls have no k."""
+    return run["method"] != BASELINE and ("topk" not in run or run["topk"] is not None)
 
 
 def _baseline(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[int, float]:

@@ -211,7 +211,7 @@ def _curves(groups: Sequence[Group]) -> list[Html]:
     for name, wording, unit, is_share in CURVES:
         title = wording.format(rows=_evaluation_rows(groups))
         series = [line for group in groups[:LINES_SHOWN] if (line := _curve(group, name)) is not None]
-        if not series:
+        if not any(len(line.points) > 1 for line in series):  # evaluated once: the figures above say it
             continue
         values = [value for line in series for _, low, high in (line.band or ()) for value in (low, high)]
         values += [value for line in series for _, value in line.points]

@@ -101,7 +101,10 @@ class GridResult:
         for name, failure in self.failed.items():
             place = f"\n    traceback: {failure.traceback}" if failure.traceback else ""
             lines.append(f"  failed   {name}: {failure.message}{place}")
-        lines += [f"  not run  {name}: needs {need}, which failed" for name, need in self.not_run.items()]
+        for need in dict.fromkeys(self.not_run.values()):
+            names = [name for name, other in self.not_run.items() if other == need]
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            lines.append(f"  not run  {shown}: need {need}, which failed")
         if self.failed:
             lines.append("  next: mend it and give the same command again: it runs only what is not finished")
         return "\n".join(lines)

@@ -72,7 +72,8 @@ def _carry_out(arguments: argparse.Namespace) -> int:
         print(cost_of(recipe))
         return 0
     found = run(recipe, workers=arguments.workers, dask=arguments.dask)
-    print(markdown(recipe, found))
+    if found.results:
+        print(markdown(recipe, found))
     if arguments.results is not None:
         write_results(recipe, found, arguments.results)
     print(found.summary(), file=sys.stderr)

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kdcache.parallel import GridResult, run_recipe
@@ -73,10 +74,12 @@ def main() -> None:
 
 
 def _carry_out(arguments: argparse.Namespace) -> int:
-    recipes = load_recipes(arguments.scale, arguments.folder)
     if arguments.dry_run:
-        print(f"{len(recipes)} correlations, each:\n{cost_of(next(iter(recipes.values())))}")
+        with TemporaryDirectory() as nowhere:  # cards are written
+            recipes = load_recipes(arguments.scale, Path(nowhere))
+            print(f"{len(recipes)} correlations, each:\n{cost_of(next(iter(recipes.values())))}")
         return 0
+    recipes = load_recipes(arguments.scale, arguments.folder)
     done = run_all(recipes, workers=arguments.workers, dask=arguments.dask)
     print(tables(done))
     if arguments.results is not None:

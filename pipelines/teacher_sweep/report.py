@@ -13,6 +13,7 @@ from typing import Any
 from kdcache.html.standalone import Panel, svg_file
 from kdcache.html.value_grid import value_grid
 from kdcache.parallel import GridResult
+from kdcache.progress import duration
 from pipelines.teacher_sweep.cells import ARMS, chosen_lr, student_name
 from pipelines.teacher_sweep.inference import half_width, permutation_p, pooled_sd, rank_correlation
 from pipelines.teacher_sweep.metrics import METRICS
@@ -151,7 +152,8 @@ def write_results(sweep: Sweep, grid: GridResult, folder: Path, circumstances: M
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"teacher_sweep-{sweep.name}"
     about = ", ".join(f"{key} {value}" for key, value in circumstances.items())
-    text = f"{report(sweep, grid)}\n![heat maps](teacher_sweep-{sweep.name}.svg)\n\n{about}\n"
+    framed = "Framed: the selector's choice. The darkest cell is the largest value of its map."
+    text = f"{report(sweep, grid)}\n![heat maps](teacher_sweep-{sweep.name}.svg)\n\n{framed}\n\n{about}\n"
     stem.with_suffix(".md").write_text(text)
     stem.with_suffix(".svg").write_text(heat_maps(sweep, grid))
     document = {**asdict(gather(sweep, grid)), "circumstances": dict(circumstances)}
@@ -267,11 +269,13 @@ def _saved(sweep: Sweep, grid: GridResult, found: Findings) -> list[str]:
     most = "" if all(store.get("teacher_seconds") for store in stores) else "at most "
     size, rows = (sum(int(store[key]) for store in stores) for key in ("bytes", "rows"))
     live = found.asked * statistics.fmean(alone)
+    gain = live - found.dump_seconds
+    saved = f"saved: {most}{duration(gain)}" if gain > 0 else f"nothing saved, the dumps took {duration(-gain)} more"
     return [
         f"Teacher time: {len(stores)} dumps, one for each teacher, {found.dump_seconds:.0f} s in all, of which "
         f"{most}{sum(alone):.1f} s in their forward passes ({size / 1e6:.1f} MB, {size / rows:.0f} bytes a row). "
-        f"The students' epochs would have asked a live teacher {found.asked} times for all rows, {most}{live / 60:.1f} "
-        f"minutes of forward passes; saved: {most}{(live - found.dump_seconds) / 60:.1f} minutes. Training: "
+        f"The students' epochs would have asked a live teacher {found.asked} times for all rows, {most}"
+        f"{duration(live)} of forward passes; {saved}. Training: "
         f"teachers {found.teacher_seconds / 60:.1f} minutes, students {found.student_seconds / 60:.1f}.",
         "",
     ]

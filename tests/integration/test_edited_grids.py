@@ -14,6 +14,7 @@ from pipelines.partial_kd.run import run as run_partial_kd
 from pipelines.spot_adaptive import recipe as spot_adaptive
 from pipelines.teacher_sweep import sweep as teacher_sweep
 from pipelines.teacher_sweep.run import run as run_sweep
+from tests.integration.test_teacher_sweep import SMALLEST
 
 PARTIAL_KD = """
 dataset = "digit-pairs"
@@ -26,19 +27,6 @@ dump = { allow_weak_teacher = true }
 teacher = { model = "mlp-8", split = "train[:400]", eval_split = "val", epochs = 1, batch_size = 100, lr = 0.1 }
 student = { model = "mlp-8", eval_split = "test", epochs = 1, batch_size = 50 }
 tuning = { eval_split = "val", seed = 9, values = { ce = { lr = [0.1] }, kd = { lr = [0.1] } } }
-"""
-SWEEP = """
-[smoke.digit-pairs]
-rows = "train[:300]"
-val = "val"
-test = "test"
-teacher = { model = "mlp-8", lr = 0.1 }
-batch_sizes = [50]
-epochs = [1]
-student = { model = "mlp-8", epochs = 1, batch_size = 100, lr = 0.2 }
-temperature = 4.0
-seeds = [0]
-tested = ["selected"]
 """
 SPOTS = """
 [smoke]
@@ -103,7 +91,7 @@ def test_partial_kd_trains_what_an_edited_grid_changed(tmp_path: Path, monkeypat
 def test_teacher_sweep_trains_what_an_edited_grid_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_sweep, "HERE", tmp_path)
     grid = tmp_path / "grid.toml"
-    grid.write_text(SWEEP)
+    grid.write_text(SMALLEST)
 
     def run() -> dict[str, Any]:
         (sweep,) = teacher_sweep.load_sweeps("smoke", "", data_root=None, folder=tmp_path / "runs")

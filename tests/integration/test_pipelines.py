@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import subprocess
@@ -60,6 +61,74 @@ def test_cells_are_the_same_however_the_folders_are_written(tmp_path: Path, monk
         return [*teacher_cells(partial, partial.teachers), *sweep_cells(sweep), *spots.cells(live=True)]
 
     assert cells(Path("data"), Path("runs")) == cells(tmp_path / "data", tmp_path / "x" / ".." / "runs")
+
+
+def _call(module: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A recipe's command line in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    return int(ended.value.code or 0)
+
+
+PARTIAL_KD, SWEEP, SPOTS = (f"pipelines.{name}.run" for name in ("partial_kd", "teacher_sweep", "spot_adaptive"))
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "command"),
+    [
+        (PARTIAL_KD, ["--data", "cifar100"], "prepare_torchvision.py cifar100 --data-root"),
+        (PARTIAL_KD, ["--data", "imagenet"], "prepare_tiny_imagenet.py"),
+        (PARTIAL_KD, ["--data", "ptb"], "prepare_ptb.py"),
+        (SWEEP, ["--data", "fashion-mnist"], "prepare_torchvision.py fashion-mnist --data-root"),
+        (SWEEP, ["--data", "tiny-imagenet"], "prepare_tiny_imagenet.py"),
+        (SPOTS, [], "prepare_torchvision.py cifar100 --data-root"),
+    ],
+)
+def test_missing_data_end_in_the_command_that_gets_them(
+    module: str,
+    words: list[str],
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = ("--data-root", str(tmp_path / "none"), "--folder", str(tmp_path / "runs"))
+    assert _call(module, "--scale", "cpu", *words, *places, monkeypatch=monkeypatch) != 0
+    out, err = capsys.readouterr()
+    assert "it is not there" in err
+    assert f"{command}" in err
+    assert str(tmp_path / "none") in err
+    assert "Traceback" not in err
+    assert out == "", "tables of nothing"
+    assert len(err.splitlines()) < 20, "the reason is lost among what was not run"
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        *((PARTIAL_KD, ["--data", data]) for data in ("cifar100", "imagenet", "ptb")),
+        ("pipelines.partial_kd.synthetic", []),
+        (SWEEP, []),
+        (SPOTS, []),
+    ],
+)
+def test_a_dry_run_needs_no_data_and_makes_nothing(
+    module: str,
+    words: list[str],
+    scale: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = [] if module.endswith("synthetic") else ["--data-root", str(tmp_path / "none")]
+    places = (*root, "--folder", str(tmp_path / "runs"))
+    assert _call(module, "--scale", scale, *words, *places, "--dry-run", monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "TFLOP/s assumed" in shown
+    assert "GB" in shown
+    assert not any(tmp_path.iterdir())
 
 
 def test_synthetic_recipe_runs_and_skips_what_is_done(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import statistics
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,37 @@ import torch
 import kdcache
 from kdcache.datasets.cards import open_dataset
 from kdcache.store.verify import verify_store
+from pipelines.teacher_sweep import sweep as sweeps
 from pipelines.teacher_sweep.cost import cost_of
 from pipelines.teacher_sweep.inference import half_width, permutation_p, pooled_sd, rank_correlation, t_975
 from pipelines.teacher_sweep.metrics import label_doubt, similarity_metrics
 from pipelines.teacher_sweep.permuted import write_permuted
-from pipelines.teacher_sweep.report import verdict
+from pipelines.teacher_sweep.report import report, verdict
+from pipelines.teacher_sweep.run import needed, run
 from pipelines.teacher_sweep.selector import Row, by_role, select, under_test
 from pipelines.teacher_sweep.shrink import held_out, write_small
 from pipelines.teacher_sweep.sweep import Teacher, load_sweeps
 from tests.small_store import NUM_CLASSES, small_source, write_small_store
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALLEST = """
+[smoke.digit-pairs]
+rows = "train[:300]"
+val = "val"
+test = "test"
+teacher = { model = "mlp-8", lr = 0.1 }
+batch_sizes = [50]
+epochs = [1]
+student = { model = "mlp-8", epochs = 1, batch_size = 100, lr = 0.2 }
+temperature = 4.0
+seeds = [0]
+tested = ["selected"]
+"""
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines.teacher_sweep.run", "--scale", "smoke", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return done
 
@@ -50,7 +66,7 @@ def _row(name: str, *, val: float, structure: float) -> Row:
 
 def test_smoke_scale_runs_and_continues(tmp_path: Path) -> None:
     words = ("--folder", str(tmp_path / "runs"), "--results", str(tmp_path / "results"))
-    first = _run(*words)
+    first = _run(*words, "--workers", "2")
     document = json.loads((tmp_path / "results" / "teacher_sweep-digit-pairs.json").read_text())
     rows = {f"b{row['teacher']['batch_size']}-e{row['teacher']['epochs']}": row for row in document["rows"]}
     assert set(rows) == {"b32-e1", "b32-e4", "b256-e1", "b256-e4"}
@@ -64,9 +80,30 @@ def test_smoke_scale_runs_and_continues(tmp_path: Path) -> None:
     assert all(name in pictures for name in ("student, test %", "between_within", "teacher, validation %"))
     weights = sorted(tmp_path.rglob("last.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
+    assert len(list((tmp_path / "runs").rglob("cells/*.log"))) > 10, "no cell ran in a worker"
     again = _run(*words)
     assert [path.stat().st_mtime_ns for path in weights] == before, "a finished run was trained again"
     assert again.stdout == first.stdout
+
+
+def test_a_sweep_runs_on_a_dask_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="the extra dask is not installed")
+    from tests.faults.test_dask_dump import Cluster
+
+    (tmp_path / "grid.toml").write_text(SMALLEST)
+    monkeypatch.setattr(sweeps, "HERE", tmp_path)
+    (sweep,) = load_sweeps("smoke", "", data_root=None, folder=tmp_path / "runs")
+    with ExitStack() as stack:
+        cluster = Cluster(tmp_path, stack)
+        cluster.add_worker()
+        found = run(sweep, dask=cluster.address)
+    assert not found.failed, found.summary()
+    assert {"teacher-b50", "store-b50-e1", "metrics-b50-e1", "b50-e1-kd-seed0", "ce-seed0"} <= set(found.results)
+    assert {"permuted-b50-e1", "b50-e1-permuted-seed0", "b50-e1-ls-seed0"} <= set(found.results)
+    assert not {*found.failed, *found.not_run} & needed(sweep)
+    alone = run(sweep)
+    assert set(alone.skipped) == set(found.results), "the cluster's cells were run again"
+    assert "## digit-pairs" in report(sweep, alone)
 
 
 def test_every_scale_says_its_cost_without_data() -> None:

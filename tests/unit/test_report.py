@@ -72,6 +72,15 @@ def test_settings_that_differ_make_groups_of_their_own(tmp_path: Path) -> None:
     assert {row.label for row in compare_runs([tmp_path])} == {"kd T=2", "kd T=4"}
 
 
+def test_a_store_is_named_only_where_it_is_not_the_usual_one_and_was_read(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        _run(tmp_path, "kd", seed, 0.8, topk=10, store_key="a" * 64)
+    _run(tmp_path, "kd", 0, 0.9, topk=10, store_key="b" * 64)
+    _run(tmp_path, "ls", 0, 0.7, topk=None, store_key="b" * 64)
+    labels = {row.label: row.runs for row in compare_runs([tmp_path])}
+    assert labels == {"kd": 2, "kd store=bbbbbbbb": 1, "ls": 1}
+
+
 def test_of_several_cross_entropy_settings_the_best_is_the_baseline(tmp_path: Path) -> None:
     _run(tmp_path, "ce", 0, 0.70, lr=0.1)
     _run(tmp_path, "ce", 0, 0.80, lr=0.05)

@@ -49,6 +49,12 @@ def test_methods_curves_and_calibration_of_runs_are_drawn(tmp_path: Path) -> Non
     assert any("sure 90%, right 80%\n120 rows" in tip for tip in tips)
 
 
+def test_a_single_evaluation_is_a_number_not_a_curve(tmp_path: Path) -> None:
+    folder = _run(tmp_path, "kd", 0, 0.5)
+    (folder / "metrics.jsonl").write_text('{"epoch": 3, "test_top1": 0.5}\n')
+    assert _anchors(runs_page([tmp_path])) == {"methods", "runs", "setting"}
+
+
 def test_one_run_without_metrics_is_a_page_without_curves(tmp_path: Path) -> None:
     (_run(tmp_path, "kd", 0, 0.5) / "metrics.jsonl").unlink()
     assert _anchors(runs_page([tmp_path])) == {"methods", "runs", "setting"}

@@ -123,7 +123,7 @@ def test_a_failure_is_reported_and_stops_only_what_needs_it(tmp_path: Path, caps
     assert failure.traceback is not None
     assert "in fail" in failure.traceback.read_text()
     assert result.exit_code == 1
-    assert "not run  far: needs bad, which failed" in result.summary()
+    assert "far: need bad, which failed" in result.summary()
     assert str(failure.traceback) in result.summary()
     assert "bad FAILED: ValueError: no luck with bad" in capsys.readouterr().err
 
