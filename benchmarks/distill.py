@@ -20,9 +20,10 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -141,7 +142,15 @@ class Side:
         return (np.array([time.perf_counter(), time.process_time()]) - started) / self._steps
 
 
-def interleaved(plain: Side, sides: dict[str, Side], rounds: int) -> dict[str, list[tuple[Cost, Cost]]]:
+class Stepping(Protocol):
+    """What takes a few training steps when asked."""
+
+    def cost(self) -> Cost:
+        """Mean seconds of a step."""
+        ...
+
+
+def interleaved(plain: Stepping, sides: Mapping[str, Stepping], rounds: int) -> dict[str, list[tuple[Cost, Cost]]]:
     """(cost of a side, cost of cross-entropy beside it) per round."""
     order, costs = list(sides), {name: list[tuple[Cost, Cost]]() for name in sides}
     for side in (plain, *sides.values()):

@@ -2,8 +2,11 @@
 
 `lstm` is a word model of the size of the shared one (K = 10,000), `hf` a small random transformer with the vocabulary
 of today's large ones (K = 151,936, needs the extra hf). The bare side forwards the same batches and throws the logits
-away; the ratio is bare time / dump time. With --ptb and --weights the rows are real text and a trained lstm-100:
-only then are the bytes those of real opinions (random weights are nearly uniform, and their ids hardly compress).
+away; the ratio is bare time / dump time, in seconds and in processor seconds (of all threads; they stay about the same
+on a machine that does other things, too). Creating the store, which writes the teacher's last layer once, is given
+apart (`open_s`), as are the three parts of a dump in processor time a token: forward, encode (the same batches encoded
+and thrown away) and write (the rest). With --ptb and --weights the rows are real text and a trained lstm-100: only then
+are the bytes those of real opinions (random weights are nearly uniform, and their ids hardly compress).
 
     python -m benchmarks.tokens [--repeats 3] [--case lstm --case hf] [--ptb FOLDER --weights FILE]
 """
@@ -14,7 +17,8 @@ import argparse
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +27,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.machine import median_ratio, paired_seconds, report, seconds_of
+from benchmarks.machine import median_ratio, report, seconds_of
 from kdcache.datasets.cards import open_dataset
 from kdcache.datasets.identity import dataset_spec
 from kdcache.datasets.sequences import TokenSource
@@ -37,6 +41,7 @@ from kdcache.teacher_run import TeacherRun
 from kdcache.teachers import LoadedTeacher, TeacherChoice, TeacherRequest
 
 TOPK = 64
+Clocks = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,9 @@ class Case:
 
 
 CASES = {
-    "lstm": Case(classes=10_000, rows=8192, batch_size=2048, context=128),
-    "hf": Case(classes=151_936, rows=768, batch_size=256, context=128),
+    # 16 blocks of one batch each: in blocks of a quarter of that, flushing them was a third of the dump
+    "lstm": Case(classes=10_000, rows=32_768, batch_size=2048, context=128),
+    "hf": Case(classes=151_936, rows=4096, batch_size=256, context=128),
 }
 
 
@@ -115,19 +121,32 @@ def measure(name: str, source: DataSource, *, weights: str, repeats: int) -> dic
             for start in range(block, stop, case.batch_size)
         ]
         place = Path(folder) / "store.zarr"
+        opening: list[float] = []
 
         def bare() -> None:
             for _ in run.forward(batches, view=0):
                 pass
-            if device.type == "cuda":
-                torch.cuda.synchronize()
 
-        def dump() -> None:
+        def encode() -> None:
+            for _ in run.encoded(batches, view=0):
+                pass
+
+        def dump() -> Clocks:
             shutil.rmtree(place, ignore_errors=True)
+            opening.append(time.perf_counter())
             with StoreWriter.open(place, manifest, static=teacher.static) as writer:
-                run.fill(writer, batch_size=case.batch_size)
+                opening[-1] = time.perf_counter() - opening[-1]
+                return clocks_of(lambda: run.fill(writer, batch_size=case.batch_size), device)
 
-        pairs = paired_seconds(bare, dump, repeats=repeats)
+        sides: dict[str, Callable[[], Clocks]] = {
+            "bare": lambda: clocks_of(bare, device),
+            "encode": lambda: clocks_of(encode, device),
+            "dump": dump,
+        }
+        taken: dict[str, list[Clocks]] = {name: [side()][:0] for name, side in sides.items()}  # one warm-up of each
+        for repeat in range(repeats):
+            for name in sorted(sides, reverse=bool(repeat % 2)):
+                taken[name].append(sides[name]())
         with StoreWriter.open(place, manifest, static=teacher.static) as writer:
             writer.seal()
         arrays = describe(place)["arrays"]
@@ -142,21 +161,45 @@ def measure(name: str, source: DataSource, *, weights: str, repeats: int) -> dic
             )
             for _ in range(max(3, repeats))
         )
+    wall, processor = (
+        {name: [clocks[clock] for clocks in several] for name, several in taken.items()} for clock in (0, 1)
+    )
+    each = {name: statistics.median(seconds) / rows * 1e6 for name, seconds in processor.items()}
     return {
         "case": name,
         "classes": source.num_classes,
         "topk": TOPK,
         "tokens": rows,
+        "block_rows": manifest.block_rows,
         "context": case.context,
         "batch_size": case.batch_size,
         "trained": bool(weights),
         "bytes_per_token": round(stored / rows, 1),
         "all_logits_bytes_per_token": 4 * source.num_classes,
-        "bare_tokens_per_s": round(rows / statistics.median(first for first, _ in pairs)),
-        "dump_tokens_per_s": round(rows / statistics.median(second for _, second in pairs)),
-        "ratio": round(median_ratio(pairs), 3),
+        "bare_tokens_per_s": round(rows / statistics.median(wall["bare"])),
+        "dump_tokens_per_s": round(rows / statistics.median(wall["dump"])),
+        "ratio": round(median_ratio(list(zip(wall["bare"], wall["dump"], strict=True))), 3),
+        "ratio_processor": round(median_ratio(list(zip(processor["bare"], processor["dump"], strict=True))), 3),
+        "processor_us_per_token": {
+            "forward": round(each["bare"], 1),
+            "encode": round(each["encode"] - each["bare"], 1),
+            "write": round(each["dump"] - each["encode"], 1),
+        },
+        "open_s": round(statistics.median(opening), 2),
         "read_tokens_per_s": round(rows / reading),
     }
+
+
+def clocks_of(action: Callable[[], None], device: torch.device) -> Clocks:
+    """Seconds and processor seconds of one call, the device's work included."""
+    began = time.process_time()
+
+    def settled() -> None:
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return seconds_of(settled), time.process_time() - began
 
 
 def main() -> None:
