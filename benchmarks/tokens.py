@@ -143,10 +143,12 @@ def measure(name: str, source: DataSource, *, weights: str, repeats: int) -> dic
             "encode": lambda: clocks_of(encode, device),
             "dump": dump,
         }
-        taken: dict[str, list[Clocks]] = {name: [side()][:0] for name, side in sides.items()}  # one warm-up of each
+        for warm_up in sides.values():
+            warm_up()
+        taken: dict[str, list[Clocks]] = {side: [] for side in sides}
         for repeat in range(repeats):
-            for name in sorted(sides, reverse=bool(repeat % 2)):
-                taken[name].append(sides[name]())
+            for side in sorted(sides, reverse=bool(repeat % 2)):
+                taken[side].append(sides[side]())
         with StoreWriter.open(place, manifest, static=teacher.static) as writer:
             writer.seal()
         arrays = describe(place)["arrays"]
@@ -162,9 +164,9 @@ def measure(name: str, source: DataSource, *, weights: str, repeats: int) -> dic
             for _ in range(max(3, repeats))
         )
     wall, processor = (
-        {name: [clocks[clock] for clocks in several] for name, several in taken.items()} for clock in (0, 1)
+        {side: [clocks[clock] for clocks in several] for side, several in taken.items()} for clock in (0, 1)
     )
-    each = {name: statistics.median(seconds) / rows * 1e6 for name, seconds in processor.items()}
+    each = {side: statistics.median(seconds) / rows * 1e6 for side, seconds in processor.items()}
     return {
         "case": name,
         "classes": source.num_classes,
