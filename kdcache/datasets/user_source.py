@@ -19,14 +19,16 @@ from kdcache.errors import ConfigError
 from kdcache.user_code import UserFactory
 
 LABEL_ATTRIBUTES = ("targets", "labels")
+COMPARED = 16  # items whose labels are compared with the list's
 
 
 class MapStyleSource:
     """A map-style data set of (example, label) as a source of weak identity.
 
     Args:
-        dataset: has `__len__` and `__getitem__`; labels are read from `.targets` or `.labels` where there is one as
-            long as the data set, else by walking over it once.
+        dataset: has `__len__` and `__getitem__`; labels are read from `.targets` or `.labels` (through its
+            `target_transform`) where there is one as long as the data set that agrees with a few items, else by walking
+            over it once.
         name: data set name.
         split: split name.
     """
@@ -77,10 +79,15 @@ def open_user_source(factory: UserFactory, *, split: str, root: Path | None) -> 
 
 
 def _labels(dataset: Any) -> NDArray[np.int64]:
+    """The labels of the items. A list of them is the quick way, where it says what the items say."""
+    change = getattr(dataset, "target_transform", None)  # torchvision's: of the items, not of the list
     for attribute in LABEL_ATTRIBUTES:
         values = getattr(dataset, attribute, None)
         if values is not None and hasattr(values, "__len__") and len(values) == len(dataset):
-            return np.asarray(values, dtype=np.int64)
+            listed = np.asarray([int(change(value)) for value in values] if callable(change) else values, np.int64)
+            rows = np.unique(np.linspace(0, len(listed) - 1, COMPARED).astype(np.int64)) if len(listed) else []
+            if all(int(dataset[int(row)][1]) == listed[row] for row in rows):
+                return listed
     return np.asarray([int(dataset[row][1]) for row in range(len(dataset))], dtype=np.int64)
 
 

@@ -30,6 +30,16 @@ def tensors(split, root):
     data.classes = ["a", "b", "c", "d"]
     return data
 
+def reordered(split, root):
+    data = Pairs([(torch.full((3, 4, 4), float(i)), [2, 0, 1][i % 3]) for i in range(7)])
+    data.targets, data.target_transform = [i % 3 for i in range(7)], lambda label: [2, 0, 1][label]
+    return data
+
+def coarser(split, root):
+    data = Pairs([(torch.full((3, 4, 4), float(i)), i % 3 // 2) for i in range(7)])
+    data.labels = [i % 3 for i in range(7)]
+    return data
+
 def images(split, root):
     return Pairs([(Image.fromarray(np.full((5, 6), i, np.uint8)), torch.tensor(i % 2)) for i in range(4)])
 
@@ -51,6 +61,15 @@ def code(tmp_path: Path) -> str:
 def test_a_data_source_is_used_as_it_is(code: str, tmp_path: Path) -> None:
     source = open_dataset(f"{code}:source", split="train", root=tmp_path)
     assert (source.name, source.split, source.identity) == (str(tmp_path), "train", "full")
+
+
+@pytest.mark.parametrize(
+    ("factory", "labels"), [("reordered", [2, 0, 1, 2, 0, 1, 2]), ("coarser", [0, 0, 1] * 2 + [0])]
+)
+def test_the_labels_are_those_of_the_items_and_not_a_list_of_before_they_were_changed(
+    code: str, factory: str, labels: list[int]
+) -> None:
+    assert open_dataset(f"{code}:{factory}", split="train").labels.tolist() == labels
 
 
 def test_a_map_style_data_set_has_weak_identity(code: str) -> None:

@@ -71,6 +71,17 @@ def _plain(small: SmallStore) -> Plain:
     return Plain(small.source.examples, small.source.labels)
 
 
+def test_a_list_of_labels_from_before_a_transform_is_not_compared(
+    small: SmallStore, store: kdcache.TargetStore
+) -> None:
+    data = Listed(small.source.examples, small.source.labels)
+    data.targets = [label + 1 for label in data.targets]
+    with pytest.raises(IncompatibleError, match="the data set says label"):
+        kdcache.DistillLoader(data, store, batch_size=20)
+    data.target_transform = lambda label: label - 1  # type: ignore[attr-defined]
+    assert len(list(kdcache.DistillLoader(data, store, batch_size=20))) == 5
+
+
 def test_inputs_that_are_a_namedtuple_stay_one(small: SmallStore, store: kdcache.TargetStore) -> None:
     data = Paired(small.source.examples, small.source.labels)
     inputs, labels, _ = next(iter(kdcache.DistillLoader(data, store, batch_size=20)))
