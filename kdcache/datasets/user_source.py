@@ -85,8 +85,8 @@ def _labels(dataset: Any) -> NDArray[np.int64]:
         values = getattr(dataset, attribute, None)
         if values is not None and hasattr(values, "__len__") and len(values) == len(dataset):
             listed = np.asarray([int(change(value)) for value in values] if callable(change) else values, np.int64)
-            rows = np.unique(np.linspace(0, len(listed) - 1, COMPARED).astype(np.int64)) if len(listed) else []
-            if all(int(dataset[int(row)][1]) == listed[row] for row in rows):
+            some = range(0, len(listed), max(1, len(listed) // COMPARED))
+            if all(int(dataset[row][1]) == listed[row] for row in some):
                 return listed
     return np.asarray([int(dataset[row][1]) for row in range(len(dataset))], dtype=np.int64)
 
