@@ -60,7 +60,10 @@ def dump_for_team(config: DumpConfig, catalog: Catalog, *, wait: bool = False) -
     """
     plan = plan_dump(config)
     if plan.found is not None:
-        return dump_teacher(config)
+        result = dump_teacher(config)
+        if not catalog.location.read_only and _covering(catalog, plan, config, tell=str) is None:
+            _register(catalog, result.store)  # made before the team had a catalogue
+        return result
     found = _covering(catalog, plan, config)
     if found is not None:
         return found
@@ -76,8 +79,7 @@ def dump_for_team(config: DumpConfig, catalog: Catalog, *, wait: bool = False) -
         if found is not None:
             return found
         result = dump_teacher(replace(config, out=config.out or _place_for(catalog, plan, config)))
-        entry = add_store(catalog, result.store)
-        note(f"{catalog}: registered {entry.name} ({entry.store})")
+        _register(catalog, result.store)
     return result
 
 
@@ -89,6 +91,11 @@ def looked_up(catalog: Catalog, config: DumpConfig) -> tuple[DumpConfig, DumpRes
     """
     plan = plan_dump(config)
     return replace(config, out=config.out or _place_for(catalog, plan, config)), _covering(catalog, plan, config)
+
+
+def _register(catalog: Catalog, store: str) -> None:
+    entry = add_store(catalog, store)
+    note(f"{catalog}: registered {entry.name} ({entry.store})")
 
 
 def _covering(

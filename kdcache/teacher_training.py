@@ -107,9 +107,9 @@ def train_teacher(config: TeacherConfig) -> TeacherResult:
             return TeacherResult(folder=folder.path, weights=weights, figures=finished, reused=True)
         model = plan.build()
         feed = plan.feed(model)
+        test = open_dataset(config.dataset, split=plan.eval_split, root=config.data_root)
         folder.start(decides, resume=config.resume)
         processes.wait()
-        test = open_dataset(config.dataset, split=plan.eval_split, root=config.data_root)
         trained = train(
             model.module,
             feed,

@@ -83,7 +83,10 @@ def command(
 def _text(result: DeriveResult) -> str:
     pairs = [
         ("store", result.store),
-        ("made", f"{result.rows_written:,} rows, no teacher was run"),
+        (
+            "made",
+            f"{result.rows_written:,} rows, no teacher was run" if result.rows_written else "reused, it was there",
+        ),
         ("parent", result.parent),
         ("key", result.store_key),
         ("digest", result.root_digest),

@@ -9,6 +9,7 @@ import click
 
 from kdcache.cli.options import json_option, option, subcommand, workers_options
 from kdcache.cli.output import write_json, write_result
+from kdcache.progress import counted
 
 if TYPE_CHECKING:
     from kdcache.store.verify import VerifyReport
@@ -83,7 +84,7 @@ def _text(report: VerifyReport) -> str:
     if not report.problems:
         state = "sound" if report.complete else "not finished; what is there is sound"
         return f"{report.location}: {state}, {checked}" + (f", root digest {report.root_digest}" * report.complete)
-    lines = [f"{report.location}: {len(report.problems)} problems, {checked}"]
+    lines = [f"{report.location}: {counted(len(report.problems), 'problem')}, {checked}"]
     for problem in report.problems:
         lines.append(f"  {problem}")
     lines += [f"  next: {repair}" for repair in dict.fromkeys(problem.repair for problem in report.problems) if repair]

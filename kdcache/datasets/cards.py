@@ -267,8 +267,12 @@ def _open_digit_pairs(card: Card, split: str, root: Path | None) -> ArraySource:
 def _open_image_folder(card: Card, split: str, root: Path | None) -> DataSource:
     folder = find_data(card, root) / card.splits[split]
     if not folder.is_dir():
+        there = ", ".join(name for name, below in card.splits.items() if (folder.parent / below).is_dir())
         raise NotFoundError(
-            f"data set {card.name!r}: no folder {folder} for split {split!r}", hint=obtain_text(card, root)
+            f"data set {card.name!r}: no folder {folder} for split {split!r}; there is {there or 'no split'}",
+            hint=f"--split or, for the rows to evaluate on, --eval-split names another: {there}"
+            if there
+            else obtain_text(card, root),
         )
     source: DataSource = open_image_folder(folder, name=card.name, split=split)
     return source

@@ -135,10 +135,7 @@ def check_labels(source: DataSource) -> None:
         raise ConfigError(
             f"{subject} has no rows; at least 1 is needed", hint="check the data root and the split's name"
         )
-    if len(source.labels) != len(source):
-        raise IncompatibleError(
-            f"{subject}: {len(source)} rows but {len(source.labels)} labels", hint="give every row one label"
-        )
+    _check_label_count(source)
     outside = np.flatnonzero((source.labels < 0) | (source.labels >= source.num_classes))
     if len(outside):
         row = int(outside[0])
@@ -174,6 +171,7 @@ def check_identity(
     """
     if len(source) != spec.num_rows:
         _refuse(source, spec, f"the store has {spec.num_rows} rows, the data set {len(source)}")
+    _check_label_count(source)
     if source.num_classes != spec.num_classes:
         _refuse(source, spec, f"the store has {spec.num_classes} classes, the data set {source.num_classes}")
     different = np.flatnonzero(source.labels != labels)
@@ -199,6 +197,14 @@ def sampled_rows(num_rows: int, sample: int) -> NDArray[np.int64]:
     offsets = rng_for("identity", num_rows, sample).random(sample)
     rows = edges[:-1] + (offsets * np.diff(edges)).astype(np.int64)
     return np.unique(np.concatenate(([0], rows, [num_rows - 1]))).astype(np.int64)
+
+
+def _check_label_count(source: DataSource) -> None:
+    if len(source.labels) != len(source):
+        raise IncompatibleError(
+            f"data set {source.name!r} split {source.split!r}: {len(source)} rows but {len(source.labels)} labels",
+            hint="give every row one label",
+        )
 
 
 def _refuse(source: DataSource, spec: DatasetSpec, what: str) -> NoReturn:

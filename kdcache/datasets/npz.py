@@ -36,7 +36,7 @@ def open_npz(path: Path, *, name: str, split: str, num_classes: int) -> ArraySou
     key = next((f"{split}_{word}" for word in EXAMPLE_NAMES if f"{split}_{word}" in arrays), "")
     if not key or f"{split}_labels" not in arrays:
         wanted = f"{split}_labels" if key else f"{split}_images"
-        raise IncompatibleError(f"{path}: no array {wanted!r}", hint=did_you_mean(wanted, arrays))
+        raise IncompatibleError(f"{path}: no array {wanted!r}", hint=f"{did_you_mean(wanted, arrays)}; {_HINT}")
     examples, labels = arrays[key], arrays[f"{split}_labels"]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or examples.ndim < 2:
         raise IncompatibleError(
@@ -67,6 +67,9 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         # numpy leaves a file open that it finds to be no zip; this one is closed whatever happens.
         with path.open("rb") as stream:
+            if stream.read(2) not in (b"PK", b"\x93N"):  # numpy would take it for a pickle, and advise to load it
+                raise IncompatibleError(f"{path}: expected an NPZ file, found something else", hint=_HINT)
+            stream.seek(0)
             content = np.load(stream, allow_pickle=False)
             if not isinstance(content, np.lib.npyio.NpzFile):
                 raise IncompatibleError(f"{path}: expected an NPZ file, found a single array", hint=_HINT)

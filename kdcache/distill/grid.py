@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from kdcache.distill.config import DistillConfig, RunResult
+from kdcache.distill.follow import open_for_training
+from kdcache.distill.plan import check_request
 from kdcache.distill.run import distill
 from kdcache.errors import ConfigError
 from kdcache.nearest import did_you_mean
 from kdcache.progress import note
 from kdcache.targets.method import Method
 from kdcache.targets.methods import find_method
+from kdcache.training.runs import RunFolder
 
 
 def distill_grid(config: DistillConfig, *, methods: Sequence[str], seeds: Sequence[int]) -> list[RunResult]:
@@ -37,6 +42,8 @@ def distill_grid(config: DistillConfig, *, methods: Sequence[str], seeds: Sequen
         for seed in seeds
         for method in chosen
     ]
+    if len(requests) > 1 and not config.follow:
+        _check_all(requests)
     results = []
     for number, request in enumerate(requests, 1):
         if len(requests) > 1 and os.environ.get("RANK", "0") == "0":  # once, whatever torchrun started
@@ -60,6 +67,15 @@ def _request(config: DistillConfig, method: Method, seed: int, *, alone: bool, s
         alpha=None if method.default_alpha is None else config.alpha,
         options={name: value for name, value in options.items() if name in config.options},
     )
+
+
+def _check_all(requests: Sequence[DistillConfig]) -> None:
+    """Refuse the last run before the first is trained; data and models are looked at by each run."""
+    store, _ = open_for_training(requests[0], torch.device("cpu"))
+    for request in requests:
+        check_request(request, store)
+        if request.out and not request.resume:
+            RunFolder(Path(request.out)).require_new()
 
 
 def _check_used(config: DistillConfig, methods: Sequence[Method]) -> None:

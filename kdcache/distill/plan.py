@@ -56,6 +56,23 @@ KEPT_BY = {  # dump-teacher's option, for each field that not every store holds
 ROWS_READ_FIRST = 512  # of file-backed data; the others are compared as they pass in the first epoch
 
 
+def check_request(config: DistillConfig, store: TargetStore) -> None:
+    """What can be said about a request without its data: k, T, alpha, options, and what the method needs of the store.
+
+    Raises:
+        ConfigError, IncompatibleError: as `DistillPlan`, which checks the same.
+    """
+    method = find_method(config.method)
+    dataset = config.dataset or store.manifest.dataset.card
+    card = card_of(dataset) if dataset else None
+    defaults = card.defaults if card is not None else {}
+    ours = defaults.get("methods", {}).get(config.method, {})
+    _, _, options = _method_settings(config, method, defaults, ours)
+    _choose_topk(config.topk, method.default_topk, store)
+    _check_needs(method, store, config.views)
+    check_mixing(store, method, options)
+
+
 class DistillPlan:
     """A request with every default filled in and every check done; builds what `train` needs."""
 
@@ -108,6 +125,11 @@ class DistillPlan:
                 f"{manifest.dataset.num_classes}",
                 hint="name another split with --eval-split",
             )
+        self._eval_teacher: TargetStore | None = None
+        if config.eval_store:
+            self._eval_teacher = open_store(config.eval_store, device=self._processes.device)
+            teacher = self._eval_teacher
+            check_identity(self._test, teacher.manifest.dataset, teacher.labels, teacher.row_digests)
         self.student: BuiltModel = build_for_training(
             self._student, self._source, self._card, seed=self.training.seed, device=self._processes.device
         )
@@ -193,16 +215,12 @@ class DistillPlan:
 
     def evaluate(self) -> Callable[[nn.Module], Evaluation]:
         """The evaluation function on the test rows."""
-        teacher = None
-        if self._config.eval_store:
-            teacher = open_store(self._config.eval_store, device=self._processes.device)
-            check_identity(self._test, teacher.manifest.dataset, teacher.labels, teacher.row_digests)
         return evaluation_on(
             self._test,
             self.student.preprocessing,
             self._processes,
             workers=self._config.workers,
-            teacher=teacher,
+            teacher=self._eval_teacher,
             context=self.training.context,
         )
 

@@ -15,7 +15,7 @@ from kdcache.errors import ChecksumError, CorruptStoreError
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId
 from kdcache.store.chunks import decode_chunk, max_file_bytes
-from kdcache.store.files import Root, read_bytes
+from kdcache.store.files import Root, read_bytes, repair_hint
 from kdcache.store.layout import ArrayLayout, block_arrays, static_arrays
 from kdcache.store.ledger import Record, block_digest, read_records, records_of_commit, static_digest
 
@@ -124,10 +124,3 @@ def _read_chunk(root: Root, array: ArrayLayout, path: str, what: str) -> NDArray
     except CorruptStoreError as error:
         error.hint = error.hint or repair_hint(root)
         raise
-
-
-def repair_hint(root: Root) -> str:
-    """What to type when blocks of a store are bad."""
-    return (
-        f"give the dump-teacher command that made the store again, with --out {root}: it rewrites only the bad blocks"
-    )

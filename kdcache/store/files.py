@@ -137,7 +137,17 @@ def read_json(root: Root, relative: str, *, limit: int) -> Any:
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise CorruptStoreError(f"{root / relative}: expected JSON, found something else ({error})") from error
+        raise CorruptStoreError(
+            f"{root / relative}: expected JSON, found something else ({error})",
+            hint="put it back from a copy of the store, or dump to another place" if relative == "zarr.json" else "",
+        ) from error
+
+
+def repair_hint(root: Root) -> str:
+    """What to type when blocks of a store are bad."""
+    return (
+        f"give the dump-teacher command that made the store again, with --out {root}: it rewrites only the bad blocks"
+    )
 
 
 def _refuse_constant(text: str) -> None:

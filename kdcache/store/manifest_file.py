@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcache.errors import ConfigError, CorruptStoreError, HostileStoreError, IncompatibleError, NotFoundError
 from kdcache.specs import StoreManifest
-from kdcache.store.files import MAX_ARRAY_JSON, MAX_ROOT_JSON, Root, as_store_errors, read_json, write_json
+from kdcache.store.files import MAX_ARRAY_JSON, MAX_ROOT_JSON, Root, as_store_errors, read_json, repair_hint, write_json
 from kdcache.store.layout import FEATURE_TYPES, ArrayLayout, layout_of
 from kdcache.store.location import Location
 from kdcache.store.roots import root_of
@@ -110,7 +110,7 @@ def check_metadata(root: Root, array: ArrayLayout) -> None:
     try:
         found = read_json(root, path, limit=MAX_ARRAY_JSON)
     except FileNotFoundError:
-        raise CorruptStoreError(f"{root}: array {array.name!r} is missing ({path})", hint=_repair(root)) from None
+        raise CorruptStoreError(f"{root}: array {array.name!r} is missing ({path})", hint=repair_hint(root)) from None
     if not isinstance(found, dict):
         raise CorruptStoreError(f"{root / path}: expected an object, found {type(found).__name__}")
     expected = array.metadata()
@@ -121,7 +121,7 @@ def check_metadata(root: Root, array: ArrayLayout) -> None:
         if key not in found or key not in expected or not _same(found[key], expected[key]):
             raise HostileStoreError(
                 f"{root / path}: {key} is {found.get(key)!r:.200}, expected {expected.get(key)!r} from the manifest",
-                hint=_repair(root),
+                hint=repair_hint(root),
             )
 
 
@@ -134,10 +134,6 @@ def _same(found: Any, expected: Any) -> bool:
     if isinstance(found, list):
         return len(found) == len(expected) and all(_same(a, b) for a, b in zip(found, expected, strict=True))
     return bool(found == expected)
-
-
-def _repair(root: Root) -> str:
-    return f"kdcache verify {root} lists the damage; the same dump-teacher command with --out {root} repairs it"
 
 
 def _refuse_v2(root: Path) -> None:

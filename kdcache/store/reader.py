@@ -27,11 +27,11 @@ from kdcache.store.block_reader import (
     read_block,
     read_commit,
     read_static,
-    repair_hint,
     stated_records,
 )
 from kdcache.store.blocks import BlockId, block_at, blocks_of_view
 from kdcache.store.chunks import pack_plain
+from kdcache.store.files import repair_hint
 from kdcache.store.layout import layout_of
 from kdcache.store.ledger import Digests, root_digest, static_digest
 from kdcache.store.location import Location

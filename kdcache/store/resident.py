@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ChecksumError, CorruptStoreError, ResourceError
 from kdcache.specs import StoreManifest
-from kdcache.store.block_reader import check_block, read_block_array, repair_hint
+from kdcache.store.block_reader import check_block, read_block_array
 from kdcache.store.blocks import BlockId, blocks_of_view
-from kdcache.store.files import PARTIAL, as_store_errors, make_folder, one_at_a_time
+from kdcache.store.files import PARTIAL, as_store_errors, make_folder, one_at_a_time, repair_hint
 from kdcache.store.layout import ArrayLayout, block_arrays
 from kdcache.store.ledger import block_digest
 

@@ -23,11 +23,10 @@ from kdcache.store.block_reader import (
     read_block_array,
     read_commit,
     read_static,
-    repair_hint,
     stated_records,
 )
 from kdcache.store.blocks import BlockId
-from kdcache.store.files import PARTIAL, Root, walk_files
+from kdcache.store.files import PARTIAL, Root, repair_hint, walk_files
 from kdcache.store.layout import ArrayLayout, block_arrays, layout_of
 from kdcache.store.ledger import Digests, root_digest
 from kdcache.store.manifest_file import ROOT_FILE, check_metadata, group_folders, read_manifest

@@ -21,12 +21,12 @@ from kdcache.errors import ConfigError, CorruptStoreError, LockedError
 from kdcache.progress import note
 from kdcache.specs import StoreManifest
 from kdcache.store import array_writer, ledger
-from kdcache.store.block_reader import check_block, check_static, read_block, read_static, repair_hint
+from kdcache.store.block_reader import check_block, check_static, read_block, read_static
 from kdcache.store.block_writer import BlockWriter
 from kdcache.store.blocks import BlockId, all_blocks, block_at, blocks_of_view
 from kdcache.store.claims import make_claims_folder, remove_dead_claims
 from kdcache.store.existing import Existing, check_place, find_existing, prepare_arrays
-from kdcache.store.files import as_store_errors, local_path, make_folder, remove_partials
+from kdcache.store.files import as_store_errors, local_path, make_folder, remove_partials, repair_hint
 from kdcache.store.holder import is_gone, is_here
 from kdcache.store.layout import layout_of, static_arrays
 from kdcache.store.lease import Lease, acquire

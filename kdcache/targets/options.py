@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from kdcache.errors import ConfigError
 
+_SETTINGS = ("temperature", "alpha", "topk")  # what every method is given beside its options
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -94,7 +96,9 @@ def checked(subject: str, options: Sequence[Option], given: Mapping[str, object]
     values = {option.name: option.default for option in options}
     for name, value in given.items():
         if name not in known:
-            raise ConfigError(f"{subject} has no option {name!r}; {_suggest(name, list(known))}")
+            raise ConfigError(
+                f"{subject} has no option {name!r}; {_suggest(name, list(known))}", hint=_own_setting(name)
+            )
         if value is None and known[name].default is None:
             continue
         try:
@@ -105,6 +109,11 @@ def checked(subject: str, options: Sequence[Option], given: Mapping[str, object]
                 hint=known[name].help,
             ) from None
     return values
+
+
+def _own_setting(name: str) -> str:
+    near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.7)
+    return f"{near[0]} is a setting of its own: --{near[0]} VALUE, or the argument {near[0]}" if near else ""
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

@@ -63,17 +63,22 @@ class RunFolder:
             return
         if not self.writes:
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            what = "holds a run already" if kept.is_file() else "exists and is not a run folder"
-            raise ConfigError(
-                f"{self.path}: {what}; expected a new folder",
-                hint="choose another --out" + (", or --resume to continue it" if kept.is_file() else ""),
-            )
+        self.require_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(f"{self.path}: cannot be created ({error})", hint="choose another --out") from error
         self._write("config.json", to_json(config))
+
+    def require_new(self) -> None:
+        """Refuse a path where something is: ConfigError."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            run = (self.path / "config.json").is_file()
+            raise ConfigError(
+                f"{self.path}: {'holds a run already' if run else 'exists and is not a run folder'}; "
+                "expected a new folder",
+                hint="choose another --out" + (", or --resume to continue it" if run else ""),
+            )
 
     def log(self, epoch: int, figures: Mapping[str, float | int | None]) -> None:
         """Append one epoch's figures (epochs count from 1) to metrics.jsonl and TensorBoard."""

@@ -274,11 +274,32 @@ def test_one_labels_array_too_short(world: World, capsys: Captured) -> None:
     images, labels = images_and_labels(TRAIN_ROWS, seed=0)
     save_data(world.data, images, labels[:-1])
     refused(world.dump(out="new.zarr"), 3, capsys, "699", "700")
+    refused(world.distill(), 3, capsys, "699 labels", "700 rows")
+
+
+def test_the_last_of_several_methods_is_checked_before_the_first_is_trained(world: World, capsys: Captured) -> None:
+    refused(world.distill("--method", "ce,mlkd", "--out", "many"), 3, capsys, "mlkd", "--views 2")
+    refused(world.distill("--method", "ce,rskd", "--out", "many"), 3, capsys, "rskd", "--samples")
+    Path("many/kd-seed0").mkdir(parents=True)
+    Path("many/kd-seed0/notes.txt").write_text("mine")
+    refused(world.distill("--method", "ce,kd", "--out", "many"), 2, capsys, "many/kd-seed0")
+
+
+def test_settings_given_as_options_of_a_method(world: World, capsys: Captured) -> None:
+    refused(world.distill("--method", "kd", "--set", "alhpa=0.5"), 2, capsys, "alhpa", "--alpha VALUE")
+
+
+def test_a_cut_manifest(world: World, capsys: Captured) -> None:
+    path = Path("store.zarr/zarr.json")
+    path.write_text(path.read_text()[:200])
+    refused(world.distill(), 4, capsys, "store.zarr/zarr.json", "copy of the store")
 
 
 def test_not_an_npz_file(world: World, capsys: Captured) -> None:
     world.data.write_bytes(b"PK\x03\x04 truncated")
     refused(world.dump(out="new.zarr"), 3, capsys, "data.npz")
+    world.data.write_bytes(b"neither")
+    refused(world.dump(out="new.zarr"), 3, capsys, "data.npz: expected an NPZ file, found something else")
     np.savez(world.data, train_images=np.array([{"pickled": 1}], dtype=object), train_labels=np.zeros(1, dtype=int))
     refused(world.dump(out="new.zarr"), 3, capsys, "data.npz")
 

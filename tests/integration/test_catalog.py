@@ -198,3 +198,16 @@ def test_a_catalogue_on_a_web_server_is_listed_from_its_index(
 def test_without_a_catalogue_named_the_error_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["catalog", "list"]) == 2
     assert "KDCACHE_CATALOG" in capsys.readouterr().err
+
+
+def test_a_store_made_before_there_was_a_catalogue_comes_into_it(
+    team: Team, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(team.dump(out="mine.zarr")[:-2]) == 0  # without --catalog
+    before = team.asked
+    assert run(team.dump(out="mine.zarr")) == 0
+    assert run(["catalog", "list", "--catalog", team.catalog, "--json"]) == 0
+    assert run(team.dump(out="mine.zarr")) == 0
+    assert "registered" not in capsys.readouterr().err.split("already covers this request")[-1], "once is enough"
+    assert team.asked == before
+    assert len(Catalog(team.catalog).entries()) == 1

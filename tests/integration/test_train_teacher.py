@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from kdcache.dump import DumpConfig, dump_teacher
-from kdcache.errors import ConfigError, IncompatibleError
+from kdcache.errors import ConfigError, IncompatibleError, NotFoundError
 from kdcache.models.weights import read_weights
 from kdcache.store.reader import open_reader
 from kdcache.teacher_training import TeacherConfig, train_teacher
@@ -61,3 +62,21 @@ def test_only_methods_without_a_teacher_train_teachers(config: TeacherConfig) ->
         train_teacher(replace(config, epochs=1))
     with pytest.raises(IncompatibleError, match="training"):
         train_teacher(replace(config, epochs=2, resume=True))
+
+
+def test_rows_to_evaluate_on_that_are_not_there_leave_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCACHE_CACHE_DIR", str(tmp_path / "cache"))
+    for split in ("train", "val"):  # the layout of ImageNet: no test
+        for name in "ab":
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / split / name / "0.png")
+    config = TeacherConfig(
+        dataset="imagefolder", data_root=tmp_path / "images", model="mlp-8", epochs=1, batch_size=2, out="teacher"
+    )
+    with pytest.raises(NotFoundError, match=r"no folder .*test for split 'test'; there is train, val") as caught:
+        train_teacher(config)
+    assert "--eval-split" in caught.value.hint
+    assert not (tmp_path / "teacher").exists(), "the corrected command would be told that a run is there"
