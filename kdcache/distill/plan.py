@@ -125,11 +125,7 @@ class DistillPlan:
                 f"{manifest.dataset.num_classes}",
                 hint="name another split with --eval-split",
             )
-        self._eval_teacher: TargetStore | None = None
-        if config.eval_store:
-            self._eval_teacher = open_store(config.eval_store, device=self._processes.device)
-            teacher = self._eval_teacher
-            check_identity(self._test, teacher.manifest.dataset, teacher.labels, teacher.row_digests)
+        self._eval_teacher = self._open_eval_store()
         self.student: BuiltModel = build_for_training(
             self._student, self._source, self._card, seed=self.training.seed, device=self._processes.device
         )
@@ -165,6 +161,13 @@ class DistillPlan:
             options=self._options,
             context=context,
         )
+
+    def _open_eval_store(self) -> TargetStore | None:
+        if not self._config.eval_store:
+            return None
+        teacher = open_store(self._config.eval_store, device=self._processes.device)
+        check_identity(self._test, teacher.manifest.dataset, teacher.labels, teacher.row_digests)
+        return teacher
 
     @property
     def _reads_store(self) -> bool:
