@@ -18,6 +18,16 @@ catalog_option = option(
 )
 
 
+PARTS = {  # what each does, in the width that `kdcache catalog --help` has
+    "add": "Copy a sealed store into the catalogue and register it.",
+    "list": "List the stores, newest first.",
+    "find": "List the stores that have what is asked for.",
+    "show": "Show one entry.",
+    "remove": "Take an entry out; its store stays.",
+    "build": "Write index.html, index.json and the reports.",
+}
+
+
 @click.group("catalog", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Find and share stores: a folder or bucket prefix of stores with one small JSON for each.
@@ -28,7 +38,10 @@ def command() -> None:
 
 def _part(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     return command.command(
-        name, cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+        name,
+        cls=Command,
+        short_help=PARTS[name],
+        context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     )
 
 

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @option(
     "--store", metavar="STORE", default="", help="Store to learn from; otherwise the one under kdcache-store/ here."
 )
-@option("--student", metavar="MODEL", default="", help="Built-in name, torchvision:NAME, timm:NAME or file.py:factory.")
+@option(
+    "--student",
+    metavar="MODEL",
+    default="",
+    help="Built-in name, torchvision:NAME, timm:NAME or file.py:factory; otherwise the card's.",
+)
 @option("--method", kind=CommaList(str), default="kd-topk", help="One or several: ce,kd (kdcache methods lists them).")
 @option("--topk", kind=click.IntRange(min=1), metavar="K", help="Classes used per row; otherwise the method's own.")
 @option("--temperature", kind=float, metavar="T", help="Softmax temperature, no unit; otherwise the method's own.")

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     "--teacher",
     metavar="SOURCE",
     default="",
-    help="Built-in name, torchvision:NAME, timm:NAME, hf:FOLDER or file.py:factory.",
+    help="Built-in name, torchvision:NAME, timm:NAME, hf:FOLDER or file.py:factory; otherwise the card's.",
 )
-@option("--weights", metavar="FILE|ENUM", default="", help="safetensors or torch file, or a torchvision weight enum.")
+@option(
+    "--weights",
+    metavar="FILE|ENUM",
+    default="",
+    help="safetensors or torch file, or a torchvision weight enum; otherwise the card's.",
+)
 @option("--init-seed", kind=int, metavar="SEED", help="Random weights from this seed instead of a file (for trials).")
 @option("--head", metavar="NAME", default="", help="Last linear layer, when it is not found by itself.")
 @option("--topk", kind=TopK(), help="Classes kept per row, or 'all'; otherwise 10, or all where there are fewer.")

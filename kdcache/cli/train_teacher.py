@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 @subcommand("train-teacher")
 @option("--dataset", metavar="NAME|CARD", default="digit-pairs", help="Data card, card.toml or file.py:factory.")
-@option("--model", metavar="MODEL", default="", help="Built-in name, torchvision:NAME, timm:NAME or file.py:factory.")
+@option(
+    "--model",
+    metavar="MODEL",
+    default="",
+    help="Built-in name, torchvision:NAME, timm:NAME or file.py:factory; otherwise the card's.",
+)
 @option("--method", kind=click.Choice(["ce", "ls"]), default="ce", help="Cross-entropy or label smoothing.")
 @option("--set", "settings", metavar="OPTION=VALUE", multiple=True, help="An option of the method; may be repeated.")
 @option("--split", metavar="NAME", default="", help="Rows to train on; otherwise the card's.")

@@ -135,8 +135,17 @@ def open_for_training(config: DistillConfig, processes: Processes) -> tuple[Targ
         if processes.any(growing is not None):  # it may have been sealed between the looks of two processes
             follower = Follower(growing or just_sealed(location, timeout=config.follow_timeout), processes)
             return follower.store, follower
+    return open_sealed(location, processes.device), None
+
+
+def open_sealed(location: str, device: torch.device) -> TargetStore:
+    """A sealed store; of one that is still written the error says by whom.
+
+    Raises:
+        UnfinishedStoreError: not sealed. Everything else `open_store` raises.
+    """
     try:
-        return open_store(location, device=processes.device), None
+        return open_store(location, device=device)
     except UnfinishedStoreError as error:
         root = root_of(location)
         writer = holder_of(root) if isinstance(root, Path) else None

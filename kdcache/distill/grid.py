@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from kdcache.distill.config import DistillConfig, RunResult
-from kdcache.distill.follow import open_for_training
+from kdcache.distill.follow import open_sealed
 from kdcache.distill.plan import check_request
 from kdcache.distill.run import distill
 from kdcache.errors import ConfigError
 from kdcache.nearest import did_you_mean
 from kdcache.progress import note
+from kdcache.store.find import only_store
 from kdcache.targets.method import Method
 from kdcache.targets.methods import find_method
 from kdcache.training.runs import RunFolder
@@ -46,10 +47,14 @@ def distill_grid(config: DistillConfig, *, methods: Sequence[str], seeds: Sequen
         _check_all(requests)
     results = []
     for number, request in enumerate(requests, 1):
-        if len(requests) > 1 and os.environ.get("RANK", "0") == "0":  # once, whatever torchrun started
+        if len(requests) > 1 and _is_first():
             note(f"run {number} of {len(requests)}: {request.method}, seed {request.seed}")
         results.append(distill(request))
     return results
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
 
 
 def _request(config: DistillConfig, method: Method, seed: int, *, alone: bool, several: bool) -> DistillConfig:
@@ -71,10 +76,10 @@ def _request(config: DistillConfig, method: Method, seed: int, *, alone: bool, s
 
 def _check_all(requests: Sequence[DistillConfig]) -> None:
     """Refuse the last run before the first is trained; data and models are looked at by each run."""
-    store, _ = open_for_training(requests[0], torch.device("cpu"))
+    store = open_sealed(requests[0].store or only_store().location, torch.device("cpu"))
     for request in requests:
         check_request(request, store)
-        if request.out and not request.resume:
+        if request.out and not request.resume and _is_first():  # others may look when the first run has its folder
             RunFolder(Path(request.out)).require_new()
 
 

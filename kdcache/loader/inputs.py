@@ -312,7 +312,7 @@ class _Decoder(Dataset[_Answer]):
                 raise ConfigError(
                     f"{self._source.name!r}: row {row} has shape {tuple(example.shape)}, row {rows[0]} has "
                     f"{tuple(examples[0].shape)}; a batch needs one size",
-                    hint="use a model or card whose preprocessing resizes and crops",
+                    hint="use a model or card whose preprocessing resizes and crops, or views whose crop has a size",
                 )
         return torch.stack(examples)
 
