@@ -7,6 +7,7 @@ data: who continues, on this machine or another one, knows by it what is there. 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from kdcache.errors import IncompatibleError, KdcacheError, NotFoundError
 from kdcache.progress import Progress
 from kdcache.specs import StoreManifest
 from kdcache.store.blocks import BlockId, all_blocks, block_at
-from kdcache.store.files import MAX_ROOT_JSON, Root
+from kdcache.store.files import MAX_ROOT_JSON, PARTIAL, Root
 from kdcache.store.layout import ArrayLayout, block_arrays, layout_of, static_arrays
 from kdcache.store.ledger import LEDGER_FOLDER, Record, read_record, recorded_places
 from kdcache.store.location import Location
@@ -26,6 +27,7 @@ from kdcache.store.remote_lease import RemoteLease
 from kdcache.store.verify import unexpected_files
 
 CONNECTIONS = 8
+_OURS_IN_PART = re.compile(r".+\.[0-9a-f]{32}" + re.escape(PARTIAL))  # `files.write_atomic` before its rename
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -52,13 +54,23 @@ class Publisher:
         self._lock = threading.Lock()
         self.bytes_sent = 0
         place: Root = target if target.folder is None else target.folder
-        for stranger in unexpected_files(place, self._layout):
-            raise IncompatibleError(
-                f"{target}: expected an empty place or an interrupted upload of this store, found {stranger.array!r}",
-                hint="choose another place: a store has its folder for itself",
-            )
+        self._refuse_strangers(place)
         self.records = self._read_records(place)
         self.uploaded = {place: record.sha256 for place, record in self.records.items()}
+
+    def _refuse_strangers(self, place: Root) -> None:
+        """Refuse a place with other files in it; what a killed writer was just writing into a folder goes."""
+        halves = []
+        for stranger in unexpected_files(place, self._layout):
+            if not _OURS_IN_PART.fullmatch(stranger.array) or not isinstance(place, Path):
+                raise IncompatibleError(
+                    f"{self._target}: expected an empty place or an interrupted upload of this store, found "
+                    f"{stranger.array!r}",
+                    hint="choose another place: a store has its folder for itself",
+                )
+            halves.append(place / stranger.array)
+        for half in halves:  # the lease is ours: nobody is writing them
+            half.unlink(missing_ok=True)
 
     def _read_records(self, place: Root) -> dict[tuple[int, int], Record]:
         manifest = self._manifest

@@ -155,6 +155,26 @@ def test_push_to_a_folder_and_to_memory(store: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "again" / ".kdcache").exists()
 
 
+def test_a_push_to_a_folder_that_was_killed_within_a_file_continues(store: Path, tmp_path: Path) -> None:
+    target = tmp_path / "shared.zarr"
+    push_store(str(store), str(target))
+    (target / "zarr.json").unlink()
+    half = target / "tail" / "c" / "0" / "0" / f"0.{'5e' * 16}.partial"  # SIGKILL before the rename
+    half.write_bytes(b"half")
+    push_store(str(store), str(target))
+    assert store_bytes(target) == store_bytes(store)
+    assert not half.exists()
+
+
+def test_a_strangers_unfinished_file_is_no_leftover_of_ours(store: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "downloads" / "film.partial"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    with pytest.raises(IncompatibleError, match=r"film\.partial"):
+        push_store(str(store), str(mine.parent))
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_web_server_cannot_be_pushed_to(store: Path) -> None:
     with pytest.raises(ConfigError, match="only read"):
         push_store(str(store), "http://127.0.0.1:9/x")
