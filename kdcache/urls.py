@@ -10,10 +10,13 @@ import os
 import re
 from pathlib import Path
 
+from kdcache.errors import ConfigError
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|,)\]}]*")
 # Environment variables whose values are secrets of an object store: never to be seen in an error.
 _SECRET_NAMES = re.compile(r"(AWS|AZURE|GOOGLE|GCS|S3).*(SECRET|TOKEN|KEY|SAS|PASSWORD)", re.IGNORECASE)
+_MISTYPED = re.compile(r"(s3|gs|az|https?|file)(?::/|//)(?!/)")
 _SHORTEST_SECRET = 8  # shorter values ("test") are words that messages need
 
 
@@ -40,3 +43,15 @@ def clean_text(text: str) -> str:
         if len(value) >= _SHORTEST_SECRET and _SECRET_NAMES.search(name):
             cleaned = cleaned.replace(value, "***")
     return cleaned
+
+
+def refuse_mistyped(path: str) -> None:
+    """Refuse `s3//bucket/x`, and `s3:/bucket/x` as pathlib makes it of a URL: no folder of that name is meant.
+
+    Raises:
+        ConfigError: with the URL that was meant.
+    """
+    near = _MISTYPED.match(path)
+    if near:
+        meant = clean_url(f"{near[1]}://{path[near.end() :]}")
+        raise ConfigError(f"{meant}: expected a path or a URL, found a mixture", hint=f"did you mean {meant}?")

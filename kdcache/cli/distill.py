@@ -95,6 +95,7 @@ def _text(result: RunResult) -> str:
             ("accuracy", f"{figures['accuracy']:.2%} of {figures['test_rows']:,} rows ({figures['eval_split']})"),
             *_perplexity(figures),
             ("NLL", f"{figures['nll']:.3f} nats, ECE {figures['ece']:.3f}"),
+            *_agreement(figures),
             ("time", "finished before, nothing was trained" if result.reused else f"{figures['seconds']:.1f} s"),
             ("run", str(result.folder)),
             ("next", f"kdcache report {result.folder}"),
@@ -104,6 +105,11 @@ def _text(result: RunResult) -> str:
 
 def _perplexity(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("perplexity", f"{figures['perplexity']:.2f}")] if figures.get("perplexity") is not None else []
+
+
+def _agreement(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    measured = figures.get("agreement")
+    return [] if measured is None else [("agreement", f"{measured:.2%} with the teacher ({figures['agreement_on']})")]
 
 
 def _where(results: Sequence[RunResult]) -> str:

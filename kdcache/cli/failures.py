@@ -59,7 +59,8 @@ def _say(message: str, hint: str = "") -> None:
 
 def _general_hint(error: KdcacheError, arguments: Sequence[str]) -> str:
     """What always helps with a wrong setting, where the library names nothing better."""
-    name = next((word for word in arguments if not word.startswith("-")), "")
+    pairs = zip(("", *arguments), arguments, strict=False)
+    name = next((word for before, word in pairs if not word.startswith("-") and before != "--config"), "")
     return f"kdcache {name} --help".replace("  ", " ") if error.exit_code == EXIT_USAGE else ""
 
 

@@ -23,7 +23,7 @@ from kdcache.store.files import Entry
 from kdcache.store.folder_objects import FolderObjects
 from kdcache.store.retries import Passing, Patience, persist, will_pass
 from kdcache.store.service_settings import client_settings, s3_settings
-from kdcache.urls import clean_text, clean_url, is_url
+from kdcache.urls import clean_text, clean_url, is_url, refuse_mistyped
 
 T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "http", "https", "file", "memory")
@@ -65,6 +65,7 @@ class Location:
             return place
         text = str(place)
         if not is_url(text):
+            refuse_mistyped(text)
             return cls(text, FolderObjects(Path(text)))
         scheme = text.split("://", 1)[0].lower()
         if scheme == "file":
@@ -75,8 +76,7 @@ class Location:
         if scheme not in SCHEMES:
             known = ", ".join(f"{name}://" for name in SCHEMES)
             raise ConfigError(f"{clean_url(text)}: unknown scheme {scheme!r}; expected a path or one of {known}")
-        patience = patience or Patience.from_environment()
-        objects, prefix = _connect(text, scheme, patience)
+        objects, prefix = _connect(text, scheme, patience or Patience.from_environment())
         return cls(clean_url(text).rstrip("/"), objects, prefix)
 
     @property

@@ -289,6 +289,11 @@ def test_settings_given_as_options_of_a_method(world: World, capsys: Captured) -
     refused(world.distill("--method", "kd", "--set", "alhpa=0.5"), 2, capsys, "alhpa", "--alpha VALUE")
 
 
+def test_a_config_file_that_is_none(world: World, capsys: Captured) -> None:
+    Path("options.toml").write_text("nonsense")
+    refused(["--config", "options.toml", *world.distill()], 2, capsys, "options.toml", "kdcache distill --help")
+
+
 def test_a_cut_manifest(world: World, capsys: Captured) -> None:
     path = Path("store.zarr/zarr.json")
     path.write_text(path.read_text()[:200])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdcache.urls import clean_text, clean_url, is_url
+from kdcache.errors import ConfigError
+from kdcache.urls import clean_text, clean_url, is_url, refuse_mistyped
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,15 @@ def test_secrets_of_the_environment_are_never_shown(monkeypatch: pytest.MonkeyPa
 )
 def test_only_a_scheme_makes_a_url(place: str, url: bool) -> None:
     assert is_url(place) is url
+
+
+@pytest.mark.parametrize("path", ["s3//bucket/x", "s3:/bucket/x", "https:/host/x", "gs//b"])
+def test_a_mistyped_url_is_no_folder_and_the_url_meant_is_named(path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_mistyped(path)
+    assert path.split("/")[0].rstrip(":") + "://" in caught.value.hint
+
+
+@pytest.mark.parametrize("path", ["s3/x", "folder//x", "/s3//x", "s3.zarr", "./https:/x"])
+def test_paths_are_paths(path: str) -> None:
+    refuse_mistyped(path)
