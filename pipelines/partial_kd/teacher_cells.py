@@ -5,6 +5,7 @@ Each `..._work` function is one cell's work and may be killed and called again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from kdcache.models.registry import build_model
 from kdcache.models.weights import load_weights, save_weights
 from kdcache.parallel import Cell
 from pipelines.partial_kd.cells import store_work, student_work, teacher_work
+from pipelines.partial_kd.results import BASELINE
 from pipelines.partial_kd.teacher_measures import measure
 from pipelines.partial_kd.teacher_study import PLAIN, Arm, Study
 
@@ -102,10 +104,14 @@ def trial_cells(study: Study) -> Iterator[Cell]:
 
 
 def student_cells(study: Study, chosen: Mapping[str, int]) -> Iterator[Cell]:
-    """Students of the chosen settings, seed by seed: an early stop leaves whole comparisons. Sweeps come last."""
+    """Students of the chosen settings, method by method and seed by seed: an early stop leaves whole comparisons.
+
+    `ce` comes first, methods without a teacher after those with one, and sweeps last.
+    """
     arms = [arm for arm in study.arms if arm.name in chosen]
-    for seed in study.seeds:
-        for arm in arms:
+    methods = dict.fromkeys((BASELINE, *study.methods, *study.own))
+    for method, seed in itertools.product(methods, study.seeds):
+        for arm in (arm for arm in arms if arm.method == method):
             yield _student(study, arm, chosen[arm.name], seed, trial=False)
     for seed in study.seeds:
         for arm in arms:

@@ -103,6 +103,14 @@ def test_settings_with_the_best_mean_over_trial_seeds_are_chosen() -> None:
     assert chosen_settings(study, results) == {}
 
 
+def test_an_early_stop_leaves_all_seeds_of_the_first_methods() -> None:
+    study = _study()
+    methods = [cell.arguments["method"] for cell in student_cells(study, {arm.name: 1 for arm in study.arms})]
+    first = list(dict.fromkeys(methods))
+    assert first == ["ce", "kd", "kd-pt", "kd-sim", "ls"]
+    assert methods[: methods.index("kd")].count("ce") == len(study.seeds) * len(study.parts)
+
+
 def test_arms_with_different_numbers_of_trials_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "pipelines" / "partial_kd" / "teachers.toml").read_text()
     (tmp_path / "teachers.toml").write_text(text.replace("alpha = [0.1, 0.3, ", "alpha = [0.1, ", 1))
