@@ -5,10 +5,9 @@ Each `..._work` function is one cell's work and may be killed and called again.
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from kdcache.models.registry import build_model
 from kdcache.models.weights import load_weights, save_weights
 from kdcache.parallel import Cell
 from pipelines.partial_kd.cells import store_work, student_work, teacher_work
-from pipelines.partial_kd.results import BASELINE
 from pipelines.partial_kd.teacher_measures import measure
 from pipelines.partial_kd.teacher_study import PLAIN, Arm, Study
 
@@ -95,27 +93,29 @@ def teacher_cells(study: Study) -> Iterator[Cell]:
                 yield _measure(study, teacher, seed, part)
 
 
-def trial_cells(study: Study) -> Iterator[Cell]:
-    """Every setting of every arm on the validation rows, first trial seeds first."""
+def trial_cells(study: Study, methods: Iterable[str]) -> Iterator[Cell]:
+    """Every setting of the arms of some methods on the validation rows, first trial seeds first."""
+    wanted = set(methods)
     for seed in study.trial_seeds:
-        for arm in study.arms:
+        for arm in (arm for arm in study.arms if arm.method in wanted):
             for number in range(len(arm.settings)):
                 yield _student(study, arm, number, seed, trial=True)
 
 
-def student_cells(study: Study, chosen: Mapping[str, int]) -> Iterator[Cell]:
-    """Students of the chosen settings, method by method and seed by seed: an early stop leaves whole comparisons.
-
-    `ce` comes first, methods without a teacher after those with one, and sweeps last.
-    """
-    arms = [arm for arm in study.arms if arm.name in chosen]
-    methods = dict.fromkeys((BASELINE, *study.methods, *study.own))
-    for method, seed in itertools.product(methods, study.seeds):
-        for arm in (arm for arm in arms if arm.method == method):
-            yield _student(study, arm, chosen[arm.name], seed, trial=False)
+def student_cells(study: Study, chosen: Mapping[str, int], methods: Iterable[str]) -> Iterator[Cell]:
+    """Students of some methods with the settings that were chosen, seed by seed."""
+    wanted = set(methods)
     for seed in study.seeds:
-        for arm in arms:
-            for number in range(len(arm.settings)) if arm.sweep else ():
+        for arm in study.arms:
+            if arm.method in wanted and arm.name in chosen:
+                yield _student(study, arm, chosen[arm.name], seed, trial=False)
+
+
+def sweep_cells(study: Study, chosen: Mapping[str, int]) -> Iterator[Cell]:
+    """Students with the settings that were not chosen, of the arms that are swept."""
+    for seed in study.seeds:
+        for arm in (arm for arm in study.arms if arm.sweep and arm.name in chosen):
+            for number in range(len(arm.settings)):
                 if number != chosen[arm.name]:
                     yield _student(study, arm, number, seed, trial=False)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from kdcache.errors import ConfigError
 from pipelines.partial_kd.recipe import HERE
+from pipelines.partial_kd.results import BASELINE
 
 PLAIN = "plain"
 Settings = Mapping[str, Any]
@@ -88,6 +89,11 @@ class Study:
     def teachers(self) -> tuple[str, ...]:
         """Every teacher: the trained, the early one, the scaled one."""
         return (*self.trained, self.early["teacher"], self.scaled["teacher"])
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Methods in the order they are run: `ce`, those with a teacher, others without."""
+        return tuple(dict.fromkeys((BASELINE, *self.methods, *self.own)))
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -15,13 +15,20 @@ from collections import Counter
 from pathlib import Path
 
 from kdcache.parallel import GridResult, run_cells, run_recipe
-from pipelines.partial_kd.teacher_cells import chosen_settings, student_cells, teacher_cells, trial_cells
+from pipelines.partial_kd.teacher_cells import (
+    chosen_settings,
+    student_cells,
+    sweep_cells,
+    teacher_cells,
+    trial_cells,
+)
 from pipelines.partial_kd.teacher_report import markdown, write_results
 from pipelines.partial_kd.teacher_study import Study, load_study
 
 
 def run(study: Study, *, workers: int = 1, dask: str | None = None) -> GridResult:
-    """Every cell of a study: teachers, stores and measures, trials, then students with the settings that won.
+    """Every cell of a study: teachers, stores and measures; then method by method trials, and students with the
+    settings that won; then the sweeps.
 
     Args:
         study: what to run.
@@ -29,12 +36,19 @@ def run(study: Study, *, workers: int = 1, dask: str | None = None) -> GridResul
         dask: address of a Dask scheduler instead.
 
     Returns:
-        All results. An arm with a failed trial has no students; the failure is among the results.
+        All results. An arm with a failed trial has no students, and without all teachers nobody has; the failure is
+        among the results.
     """
-    first = [*teacher_cells(study), *trial_cells(study)]
-    found = run_cells(first, folder=study.folder, workers=workers, dask=dask)
-    students = list(student_cells(study, chosen_settings(study, found.results)))
-    return run_cells([*first, *students], folder=study.folder, workers=workers, dask=dask)
+    cells = list(teacher_cells(study))
+    found = run_cells(cells, folder=study.folder, workers=workers, dask=dask)
+    if not found.exit_code:
+        for method in study.order:  # an early stop leaves whole methods
+            cells += trial_cells(study, [method])
+            found = run_cells(cells, folder=study.folder, workers=workers, dask=dask)
+            cells += student_cells(study, chosen_settings(study, found.results), [method])
+        cells += sweep_cells(study, chosen_settings(study, found.results))
+        found = run_cells(cells, folder=study.folder, workers=workers, dask=dask)
+    return found
 
 
 def main() -> None:
@@ -66,7 +80,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
 def plan(study: Study) -> str:
     """How many cells of each kind there are, and how many rows are trained on."""
-    cells = [*teacher_cells(study), *trial_cells(study)]
+    cells = [*teacher_cells(study), *trial_cells(study, study.order)]
     kinds = Counter(cell.name.split("-")[0] for cell in cells)
     swept = sum(len(arm.settings) if arm.sweep else 1 for arm in study.arms) * len(study.seeds)
     kinds["student"] = swept

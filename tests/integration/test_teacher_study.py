@@ -20,7 +20,14 @@ import kdcache
 from kdcache.datasets.row_range import parse_split
 from kdcache.errors import ConfigError
 from pipelines.partial_kd import teacher_study
-from pipelines.partial_kd.teacher_cells import chosen_settings, early_work, student_cells, teacher_cells, trial_cells
+from pipelines.partial_kd.teacher_cells import (
+    chosen_settings,
+    early_work,
+    student_cells,
+    sweep_cells,
+    teacher_cells,
+    trial_cells,
+)
 from pipelines.partial_kd.teacher_measures import level_temperature, measure, opinion
 from pipelines.partial_kd.teacher_report import markdown, paired, shown
 from pipelines.partial_kd.teacher_study import Study, load_study
@@ -52,13 +59,13 @@ def _others(log_prob: Tensor, label: Tensor, temperature: float = 1.0) -> dict[s
 @pytest.mark.parametrize("scale", ["smoke", "cpu"])
 def test_every_arm_has_as_many_trials_and_none_of_them_sees_a_test_row(scale: str) -> None:
     study = _study(scale)
-    trials = list(trial_cells(study))
+    trials = list(trial_cells(study, study.order))
     counts = Counter(cell.name.rsplit("-", 2)[0] for cell in trials)
     assert len(counts) == len(study.arms)
     assert len(set(counts.values())) == 1
     judged = {cell.arguments["eval_split"] for cell in trials}
     chosen = {arm.name: 0 for arm in study.arms}
-    students = list(student_cells(study, chosen))
+    students = [*student_cells(study, chosen, study.order), *sweep_cells(study, chosen)]
     assert {cell.arguments["eval_split"] for cell in students} == {study.student["eval_split"]}
     assert not judged & {study.student["eval_split"]}
     assert len({cell.name for cell in (*teacher_cells(study), *trials, *students)}) == len(
@@ -84,7 +91,8 @@ def test_every_teacher_is_asked_once_and_students_read_parts_of_that_store(scale
     assert len(dumps) == len(study.teachers) * len(study.seeds)
     assert len({cell.arguments["dump"]["weights"] for cell in dumps}) == len(dumps)
     parts = {out for cell in dumps for _, out in cell.arguments["parts"].values()}
-    students = [*trial_cells(study), *student_cells(study, {arm.name: 0 for arm in study.arms})]
+    chosen = {arm.name: 0 for arm in study.arms}
+    students = [*trial_cells(study, study.order), *student_cells(study, chosen, study.order)]
     assert {cell.arguments["store"] for cell in students} <= parts
 
 
@@ -103,12 +111,15 @@ def test_settings_with_the_best_mean_over_trial_seeds_are_chosen() -> None:
     assert chosen_settings(study, results) == {}
 
 
-def test_an_early_stop_leaves_all_seeds_of_the_first_methods() -> None:
+def test_students_of_all_seeds_follow_the_trials_of_their_method() -> None:
     study = _study()
-    methods = [cell.arguments["method"] for cell in student_cells(study, {arm.name: 1 for arm in study.arms})]
-    first = list(dict.fromkeys(methods))
-    assert first == ["ce", "kd", "kd-pt", "kd-sim", "ls"]
-    assert methods[: methods.index("kd")].count("ce") == len(study.seeds) * len(study.parts)
+    assert study.order == ("ce", "kd", "kd-pt", "kd-sim", "ls")
+    chosen = {arm.name: 1 for arm in study.arms}
+    of_kd, swept = list(student_cells(study, chosen, ["kd"])), list(sweep_cells(study, chosen))
+    arms = [arm for arm in study.arms if arm.method == "kd"]
+    assert len(of_kd) == len(arms) * len(study.seeds)
+    assert len(swept) == len(of_kd) * (len(arms[0].settings) - 1)
+    assert not {cell.name for cell in of_kd} & {cell.name for cell in swept}
 
 
 def test_arms_with_different_numbers_of_trials_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
