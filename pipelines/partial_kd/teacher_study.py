@@ -59,6 +59,7 @@ class Study:
         student: settings of `DistillConfig`; its evaluation rows are the test rows.
         trial_seeds: of trials, the n-th with the teachers of the n-th seed; trial_split: validation rows.
         methods, own: method -> setting -> values; `own` have no teacher.
+        only: method -> PART-TEACHER that it is run for, where it is not all of `ask`.
         sweep: methods whose every setting is read on the test rows.
         contrasts: (teacher, other) whose students are compared.
     """
@@ -82,6 +83,7 @@ class Study:
     trial_split: str
     methods: Mapping[str, Mapping[str, Sequence[Any]]]
     own: Mapping[str, Mapping[str, Sequence[Any]]]
+    only: Mapping[str, Sequence[str]]
     sweep: tuple[str, ...]
     contrasts: tuple[tuple[str, str], ...]
 
@@ -102,6 +104,8 @@ class Study:
         for part, teachers in self.ask.items():
             for teacher, grids in (("", self.own), *((teacher, self.methods) for teacher in teachers)):
                 for method, values in grids.items():
+                    if f"{part}-{teacher}" not in self.only.get(method, (f"{part}-{teacher}",)):
+                        continue
                     ((setting, tried),) = values.items()
                     settings = tuple({setting: value} for value in tried)
                     sweep = bool(teacher) and method in self.sweep
