@@ -50,6 +50,7 @@ STRUCTURE: Mapping[str, Callable[[Figures], float | None]] = {
     "with the weights, level": lambda one: _at(one, "level", "cosines"),
     "weights: nearest of the group, %": lambda one: _percent(one["weights"]["neighbours"]),
 }
+COMPARED = ("sd of omega, T = 1", "sd of p_y there", "rank, level", "relations, level", "group share, %, level")
 
 
 def markdown(study: Study, found: GridResult) -> str:
@@ -57,7 +58,7 @@ def markdown(study: Study, found: GridResult) -> str:
     lines = [f"### teachers, scale {study.scale}, commit {_commit()}", "", *_trained(study, found)]
     for part in study.ask:
         lines += ["", f"#### Stores, {part} rows", "", *_measures(study, found, part, CONFIDENCE), ""]
-        lines += _measures(study, found, part, STRUCTURE)
+        lines += [*_measures(study, found, part, STRUCTURE), "", *_measure_contrasts(study, found, part)]
     for part in study.ask:
         lines += ["", f"#### Students, {part} rows", "", *_students(study, found, part)]
         lines += ["", *_contrasts(study, found, part), "", *_sweeps(study, found, part)]
@@ -75,12 +76,13 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
     return [one[seed] - other[seed] for seed in one if seed in other]
 
 
-def shown(values: Sequence[float]) -> str:
+def shown(values: Sequence[float], *, digits: int = 2) -> str:
     """Mean difference with its interval."""
     if not values:
         return "-"
     interval = t_interval(values)
-    return f"{statistics.fmean(values):+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    ends = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+    return f"{statistics.fmean(values):+.{digits}f}{ends}"
 
 
 def write_results(study: Study, found: GridResult, folder: Path) -> None:
@@ -129,6 +131,22 @@ def _measures(
         if done:
             values = [_spread([column(one) for one in done], 3) for column in columns.values()]
             lines.append(f"| {teacher} | " + " | ".join(values) + " |")
+    return lines
+
+
+def _measure_contrasts(study: Study, found: GridResult, part: str) -> list[str]:
+    columns = {name: column for name, column in {**CONFIDENCE, **STRUCTURE}.items() if name in COMPARED}
+    lines = ["| difference of stores | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for one, other in study.contrasts:
+        values = []
+        for column in columns.values():
+            sides = []
+            for teacher in (one, other):
+                cells = {seed: found.results.get(f"measure-{part}-{teacher}-seed{seed}") for seed in study.seeds}
+                known = {seed: column(cell) for seed, cell in cells.items() if cell is not None}
+                sides.append({seed: value for seed, value in known.items() if value is not None})
+            values.append(shown(paired(sides[0], sides[1]), digits=3))
+        lines.append(f"| {one} - {other} | " + " | ".join(values) + " |")
     return lines
 
 
@@ -286,14 +304,13 @@ def _number(value: object) -> float | None:
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean and sd with so many decimals; large numbers, seconds for example, with none."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    spread = f" ± {statistics.stdev(known):.{digits}g}" if len(known) > 1 and digits != 2 else ""
-    if digits == 2:
-        spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-        return f"{statistics.fmean(known):.2f}{spread}"
-    return f"{statistics.fmean(known):.{digits}g}{spread}"
+    mean = statistics.fmean(known)
+    digits = 0 if abs(mean) >= 1000 else 1 if abs(mean) >= 10 and digits > 2 else digits
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
 
 
 def _brief(result: Figures) -> dict[str, Any]:
