@@ -237,12 +237,12 @@ def _by_temperature(study: Study, found: GridResult, part: str, arms: Sequence[A
         points, band = [], []
         for n, setting in enumerate(arm.settings):
             gains = paired(scores(found, arm, n, study.seeds), without)
-            if gains:
+            if len(gains) == len(study.seeds):  # a setting that is not finished would be of other seeds
                 t = float(setting["temperature"])
                 points.append((t, statistics.fmean(gains)))
                 interval = t_interval(gains)
                 band += [(t, *interval)] if interval and arm.teacher == PLAIN else []
-        if points:
+        if len(points) > 1:
             series.append(Series(name=arm.teacher, points=points, colour=colour_of(number), dots=True, band=band))
     if not series:
         return []
@@ -256,12 +256,13 @@ def _by_temperature(study: Study, found: GridResult, part: str, arms: Sequence[A
 
 
 def _contrast_plot(study: Study, found: GridResult, part: str) -> list[Panel]:
-    lines = []
+    lines, used = [], {}
     for one, other in study.contrasts:
         for number, method in enumerate(study.methods):
             values = _contrast(study, found, part, one, other, method)
             if values:
-                name = f"{one} - {other}, {method}"
+                name = f"{one} - {other}"
+                used[method] = colour_of(number)
                 lines.append(
                     Interval(
                         name=name,
@@ -270,7 +271,7 @@ def _contrast_plot(study: Study, found: GridResult, part: str) -> list[Panel]:
                         mean=statistics.fmean(values),
                         inner=None,
                         outer=t_interval(values),
-                        tip=name,
+                        tip=f"{name}, {method}",
                     )
                 )
     if not lines:
@@ -278,7 +279,7 @@ def _contrast_plot(study: Study, found: GridResult, part: str) -> list[Panel]:
     ends = [end for one in lines for end in (*one.values, *(one.outer or ()), 0.0)]
     axis = Axis(title="difference of students [points]", low=min(ends) - 0.1, high=max(ends) + 0.1)
     title = f"Teachers compared by their students, {part} rows"
-    return [Panel(title=title, chart=interval_chart(title, axis, lines, guide=0.0))]
+    return [Panel(title=title, chart=interval_chart(title, axis, lines, guide=0.0), legend=list(used.items()))]
 
 
 def _arm(study: Study, name: str) -> Arm:
