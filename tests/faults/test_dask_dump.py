@@ -67,8 +67,8 @@ class Cluster:
             process(folder, *words, "--scheduler-file", str(self.file), name="scheduler")
         )
         deadline = time.monotonic() + 600
-        while not self.file.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while not (self.file.exists() and self.file.read_text().endswith("}")) and time.monotonic() < deadline:
+            time.sleep(0.05)  # it is there before it is written
         self.address = str(json.loads(self.file.read_text())["address"])
 
     def add_worker(self, *more: str, inside: Sequence[str] = ()) -> None:
