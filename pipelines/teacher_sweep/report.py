@@ -264,19 +264,24 @@ def _hypothesis(found: Findings) -> list[str]:
 
 def _saved(sweep: Sweep, grid: GridResult, found: Findings) -> list[str]:
     stores = [grid.results[f"store-{one.name}"] for one in sweep.teachers]
+    size, rows = (sum(int(store[key]) for store in stores) for key in ("bytes", "rows"))
+    trained = f"Training: teachers {duration(found.teacher_seconds)}, students {duration(found.student_seconds)}."
+    asked = f"The students' epochs would have asked a live teacher {found.asked} times for all rows"
+    kept = f"{size / 1e6:.1f} MB, {size / rows:.0f} bytes a row"
+    ready = sum(not store["seconds"] for store in stores)
+    if ready:
+        known = f"{ready} of {len(stores)} stores were found ready, what they took is not known here ({kept})"
+        return [f"Teacher time: {known}. {asked}. {trained}", ""]
     # A store made before forward passes were timed says what start-up and writing took too.
     alone = [store.get("teacher_seconds") or store["seconds"] for store in stores]
     most = "" if all(store.get("teacher_seconds") for store in stores) else "at most "
-    size, rows = (sum(int(store[key]) for store in stores) for key in ("bytes", "rows"))
     live = found.asked * statistics.fmean(alone)
     gain = live - found.dump_seconds
     saved = f"saved: {most}{duration(gain)}" if gain > 0 else f"nothing saved, the dumps took {duration(-gain)} more"
     return [
         f"Teacher time: {len(stores)} dumps, one for each teacher, {found.dump_seconds:.0f} s in all, of which "
-        f"{most}{sum(alone):.1f} s in their forward passes ({size / 1e6:.1f} MB, {size / rows:.0f} bytes a row). "
-        f"The students' epochs would have asked a live teacher {found.asked} times for all rows, {most}"
-        f"{duration(live)} of forward passes; {saved}. Training: "
-        f"teachers {found.teacher_seconds / 60:.1f} minutes, students {found.student_seconds / 60:.1f}.",
+        f"{most}{sum(alone):.1f} s in their forward passes ({kept}). "
+        f"{asked}, {most}{duration(live)} of forward passes; {saved}. {trained}",
         "",
     ]
 

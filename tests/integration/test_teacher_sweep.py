@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,11 @@ def test_smoke_scale_runs_and_continues(tmp_path: Path) -> None:
     again = _run(*words)
     assert [path.stat().st_mtime_ns for path in weights] == before, "a finished run was trained again"
     assert again.stdout == first.stdout
+
+    (sweep,) = load_sweeps("smoke", "", data_root=None, folder=tmp_path / "runs")
+    grid = run(sweep)
+    ready = {**grid.results, "store-b32-e1": {**grid.results["store-b32-e1"], "seconds": 0.0, "teacher_seconds": None}}
+    assert "1 of 4 stores were found ready" in report(sweep, replace(grid, results=ready)), "0 s is no teacher's time"
 
 
 def test_a_sweep_runs_on_a_dask_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
