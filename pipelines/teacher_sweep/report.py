@@ -20,6 +20,8 @@ from pipelines.teacher_sweep.metrics import METRICS
 from pipelines.teacher_sweep.selector import STRUCTURE, WITHIN, Row, by_role, rows_of, select, under_test
 from pipelines.teacher_sweep.sweep import Sweep, Teacher
 
+AT_CHANCE = 1.5  # times the accuracy of guessing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -32,6 +34,7 @@ class Findings:
         lr: of the students; trials: rate -> validation accuracy in per cent.
         teacher_seconds, dump_seconds, student_seconds: in all.
         asked: epochs of students that would have asked a live teacher.
+        chance: accuracy of guessing, in per cent.
     """
 
     rows: list[Row]
@@ -47,6 +50,7 @@ class Findings:
     dump_seconds: float
     student_seconds: float
     asked: int
+    chance: float
 
     @property
     def scores(self) -> dict[str, float]:
@@ -92,6 +96,7 @@ def gather(sweep: Sweep, grid: GridResult) -> Findings:
         dump_seconds=sum(float(results[f"store-{one.name}"]["seconds"]) for one in sweep.teachers),
         student_seconds=sum(float(found["seconds"]) for found in trained),
         asked=sum(int(found["epochs"]) for found in trained if found["method"] in ("kd", "kd-pt")),
+        chance=_chance(results[f"store-{rows[0].name}"]),
     )
 
 
@@ -160,15 +165,22 @@ def write_results(sweep: Sweep, grid: GridResult, folder: Path, circumstances: M
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def verdict(arms: Mapping[str, Sequence[float]], ce: Sequence[float], sd: float, freedom: int) -> str:
+def verdict(
+    arms: Mapping[str, Sequence[float]], ce: Sequence[float], sd: float, freedom: int, *, chance: float = 0.0
+) -> str:
     """Distillation, regularisation, both short of it, or not decidable; by 95 % intervals of differences of means.
+
+    Without a teacher at chance, the students' setting was wrong, and being better says nothing of teachers.
 
     Args:
         arms: arm -> accuracies in per cent, "true" among them; ce: without a teacher.
         sd, freedom: of one student over seeds, common to all.
+        chance: accuracy of guessing, in per cent.
     """
     if not freedom or any(not found for found in (*arms.values(), ce)):
         return "not decidable"
+    if statistics.fmean(ce) < AT_CHANCE * chance:
+        return "not decidable: without a teacher at chance"
     true = arms["true"]
     over = {name: _difference(true, found, sd, freedom) for name, found in {**arms, "ce": ce}.items() if name != "true"}
     if over["ce"][0] + over["ce"][1] < 0:
@@ -258,7 +270,8 @@ def _hypothesis(found: Findings) -> list[str]:
         others = (arms["permuted"], arms["kd-pt"], arms["ls"], found.ce)
         differences = " | ".join(_shown(found, arms["true"], other) for other in others)
         why = f" ({found.roles[name]})" if found.roles[name] else ""
-        lines.append(f"| {name}{why} | {shown} | {differences} | {verdict(arms, found.ce, found.sd, found.freedom)} |")
+        decided = verdict(arms, found.ce, found.sd, found.freedom, chance=found.chance)
+        lines.append(f"| {name}{why} | {shown} | {differences} | {decided} |")
     return [*lines, ""]
 
 
@@ -284,6 +297,11 @@ def _saved(sweep: Sweep, grid: GridResult, found: Findings) -> list[str]:
         f"{asked}, {most}{duration(live)} of forward passes; {saved}. {trained}",
         "",
     ]
+
+
+def _chance(store: Mapping[str, Any]) -> float:
+    """100 / K, from the bytes that all logits of a store's rows in one view would take."""
+    return 100 / (int(store["full_logits_bytes"]) / (4 * int(store["rows"])))
 
 
 def _rho(values: Sequence[float], scores: Sequence[float], given: Sequence[float] | None = None) -> str:

@@ -23,7 +23,7 @@ from pipelines.teacher_sweep.cost import cost_of
 from pipelines.teacher_sweep.inference import half_width, permutation_p, pooled_sd, rank_correlation, t_975
 from pipelines.teacher_sweep.metrics import label_doubt, similarity_metrics
 from pipelines.teacher_sweep.permuted import write_permuted
-from pipelines.teacher_sweep.report import report, verdict
+from pipelines.teacher_sweep.report import gather, report, verdict
 from pipelines.teacher_sweep.run import needed, run
 from pipelines.teacher_sweep.selector import Row, by_role, select, under_test
 from pipelines.teacher_sweep.shrink import held_out, write_small
@@ -88,6 +88,7 @@ def test_smoke_scale_runs_and_continues(tmp_path: Path) -> None:
 
     (sweep,) = load_sweeps("smoke", "", data_root=None, folder=tmp_path / "runs")
     grid = run(sweep)
+    assert gather(sweep, grid).chance == pytest.approx(1.0), "digit pairs are 100 classes"
     ready = {**grid.results, "store-b32-e1": {**grid.results["store-b32-e1"], "seconds": 0.0, "teacher_seconds": None}}
     assert "1 of 4 stores were found ready" in report(sweep, replace(grid, results=ready)), "0 s is no teacher's time"
 
@@ -240,6 +241,8 @@ def test_verdict_follows_the_intervals(permuted: float, smoothed: float, plain: 
     arms = {"true": [60.0] * 3, "permuted": [permuted] * 3, "kd-pt": [55.0] * 3, "ls": [smoothed] * 3}
     assert verdict(arms, [plain] * 3, sd=1.0, freedom=10) == expected
     assert verdict(arms, [], sd=1.0, freedom=10) == "not decidable"
+    dead = verdict(arms, [0.5] * 3, sd=1.0, freedom=10, chance=0.5)
+    assert dead == "not decidable: without a teacher at chance"
 
 
 def test_held_out_rows_are_the_last_of_every_class() -> None:
