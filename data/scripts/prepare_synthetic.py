@@ -21,7 +21,7 @@ def main() -> None:
         raise SystemExit("the generator is part of a recipe: run this script in a checkout of kdcache")
     sys.path.insert(0, str(CHECKOUT))
     from kdcache.datasets.cards import data_place
-    from pipelines.partial_kd.synthetic_data import write_data
+    from pipelines.partial_kd.synthetic_data import write_card, write_data
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--correlation", type=float, default=0.6, help="cosine of two classes of a group, 0 to below 1")
@@ -34,8 +34,12 @@ def main() -> None:
     folder = data_place(given.data_root) / "synthetic"
     if (folder / "data.npz").is_file():
         raise SystemExit(f"{folder}: is there; remove it to generate another one")
-    write_data(folder, given.correlation, sigma=given.sigma, folds=given.folds, seed=given.seed, share=given.share)
-    print(f"{folder / 'data.npz'}: correlation {given.correlation:g}; its exact values are in {folder / 'card.toml'}")
+    card = write_card(folder, given.correlation)
+    made = write_data(
+        folder, given.correlation, sigma=given.sigma, folds=given.folds, seed=given.seed, share=given.share
+    )
+    made.replace(folder / "data.npz")  # the card knows one file, whatever part of the rows it has
+    print(f"{folder / 'data.npz'}: correlation {given.correlation:g}; a card that says so: {card}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class FinishedCell:
         result: what it returned.
         seconds: how long it took; finished: when, UTC.
         needed: `stamp` of each result it needed, as that was when it ran; empty in files of before this was kept.
+        run: drawn anew for every run; empty in files of before this was kept.
     """
 
     name: str
@@ -43,11 +44,13 @@ class FinishedCell:
     seconds: float
     finished: str = ""
     needed: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
 
     @property
     def stamp(self) -> str:
-        """Names this very run of the cell: another one has another time or result."""
-        return digest_of([self.digest, to_json(self.result), self.seconds, self.finished])[:16]
+        """Names this very run of the cell, also of two within a second that gave the same result."""
+        told = [self.digest, to_json(self.result), self.seconds, self.finished]
+        return digest_of([*told, self.run] if self.run else told)[:16]
 
 
 class CellFiles:

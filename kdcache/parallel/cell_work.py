@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import json
 import os
+import secrets
 import sys
 import time
 import traceback
@@ -119,6 +120,7 @@ def finished_cell(order: CellOrder, result: Mapping[str, Any], seconds: float) -
         seconds=round(seconds, 3),
         finished=utc_now(),
         needed=order.needed,
+        run=secrets.token_hex(8),
     )
 
 
