@@ -48,7 +48,7 @@ def checked() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="kdcache-bench-") as name, s3_server() as url, proxy_to(url) as proxy:
         folder = Path(name)
         os.environ.update({**s3_environment(proxy.url), "KDCACHE_CACHE": f"{folder}/cache"})
-        (folder / "crop.toml").write_text(POLICY)
+        (folder / "digits.toml").write_text(POLICY)
         rng = np.random.default_rng(0)
         np.savez(
             folder / "noise.npz", train_images=rng.integers(0, 256, (20_000, 16, 16, 3), dtype=np.uint8),
