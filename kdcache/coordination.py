@@ -69,6 +69,21 @@ class Coordinator:
         return len(fresh)
 
 
+def share_with_team(writer: StoreWriter, run: str, team: Team, progress: Progress) -> None:
+    """Share a store under a run's name and let a team write what is pending; the team is stopped in every case.
+
+    Raises:
+        KdcacheError: as `coordinate`.
+    """
+    writer.share(run)
+    try:
+        coordinate(writer, team, progress)
+    except BaseException:
+        team.stop(at_once=True)
+        raise
+    team.stop()
+
+
 def coordinate(writer: StoreWriter, team: Team, progress: Progress) -> None:
     """Let a team write every pending block of a shared store.
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.canonical import to_json
-from kdcache.coordination import Coordinator, Team, coordinate
+from kdcache.coordination import Coordinator, share_with_team
 from kdcache.devices import choose_device, spread_over_devices, warn_if_amp_is_slow
 from kdcache.dump_plan import DumpConfig, DumpPlan, check_continued_views, new_manifest, plan_dump
 from kdcache.dump_worker import WorkOrder, for_elsewhere, help_first_rank, report_of
@@ -148,7 +148,7 @@ def _dump(config: DumpConfig, plan: DumpPlan, rank: Rank | None) -> DumpResult:
             if team is not None:
                 del run, teacher  # the workers have their own
                 gc.collect()
-                fill = partial(_fill_with_team, writer, name, team, progress)
+                fill = partial(share_with_team, writer, name, team, progress)
             elif rank is not None:
                 fill = partial(_fill_with_ranks, writer, rank, folder, run, progress)
             else:
@@ -193,16 +193,6 @@ def _fill_and_seal(
 
 def _fill_alone(writer: StoreWriter, run: TeacherRun, progress: Progress) -> None:
     run.fill(writer, batch_size=_batch_size(writer), on_block=lambda block: progress.update(block.rows))
-
-
-def _fill_with_team(writer: StoreWriter, name: str, team: Team, progress: Progress) -> None:
-    writer.share(name)
-    try:
-        coordinate(writer, team, progress)
-    except BaseException:
-        team.stop(at_once=True)
-        raise
-    team.stop()
 
 
 def _fill_with_ranks(writer: StoreWriter, rank: Rank, location: str, run: TeacherRun, progress: Progress) -> None:

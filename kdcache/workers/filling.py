@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from kdcache.coordination import coordinate
+from kdcache.coordination import share_with_team
 from kdcache.errors import ConfigError, LostClaimError
 from kdcache.parallel.dask_team import DaskTeam
 from kdcache.parallel.threads import thread_variables, threads_each
@@ -86,13 +86,7 @@ def fill(writer: StoreWriter, filling: Filling, force: Workforce, maker: Maker) 
             return
         run = uuid.uuid4().hex
         with _team(filling, force, run) as team:
-            writer.share(run)
-            try:
-                coordinate(writer, team, progress)
-            except BaseException:
-                team.stop(at_once=True)
-                raise
-            team.stop()
+            share_with_team(writer, run, team, progress)
 
 
 def _team(filling: Filling, force: Workforce, run: str) -> ProcessTeam | DaskTeam:
